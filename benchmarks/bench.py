@@ -1,0 +1,109 @@
+"""What all benchmarks share: how much is measured, where, and what a missing xqute means."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from measuring import BenchmarkError, run_driver
+from peers import DRIVERS, NotInstalledError, require_xqute
+from reporting import Absent, Figure, Section, Target
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much is measured; `rounds` are interleaved, the numbers of jobs are for one round."""
+
+    rounds: int
+    long_rounds: int
+    """Of what takes long: the sleeping jobs and the engine alone."""
+    jobs: int
+    public_jobs: int
+    latency_jobs: int
+    sleeping_jobs: int
+    few_jobs: int
+    many_jobs: int
+    imports: int
+
+
+FULL = Sizes(
+    rounds=5,
+    long_rounds=3,
+    jobs=2000,
+    public_jobs=8,
+    latency_jobs=100,
+    sleeping_jobs=200,
+    few_jobs=10_000,
+    many_jobs=100_000,
+    imports=40,
+)
+QUICK = Sizes(
+    rounds=2,
+    long_rounds=1,
+    jobs=300,
+    public_jobs=4,
+    latency_jobs=100,
+    sleeping_jobs=64,
+    few_jobs=2_000,
+    many_jobs=20_000,
+    imports=10,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """One session of benchmarks."""
+
+    sizes: Sizes
+    scratch: Path
+    """An existing folder for the runs."""
+    peers: Path
+    """A folder for what peers need from run to run; made if it is missing."""
+    tell: Callable[[str], None]
+    """Hears what is going on."""
+
+    @contextmanager
+    def folder(self) -> Iterator[Path]:
+        """An empty folder that is removed, with everything in it, at the end of the block."""
+        path = Path(tempfile.mkdtemp(dir=self.scratch))
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path)
+
+    def drive(self, script: str, *arguments: str | float) -> dict[str, Any]:
+        """Run a driver of xqute in a folder of its own and return what it measured.
+
+        Raises:
+            BenchmarkError: It failed.
+        """
+        self.tell(" ".join(map(str, (script.removesuffix(".py"), *arguments))))
+        with self.folder() as folder:
+            return run_driver(sys.executable, DRIVERS / script, *arguments, cwd=folder)[0]
+
+
+def fill(
+    section: Section, targets: Mapping[str, Target], measure: Callable[[], list[Figure]]
+) -> Section:
+    """Add the figures that `measure` finds, each with the target of its name, and return `section`.
+
+    Where it cannot measure, because xqute is not there or a run fails, each of the targets gets a
+    row that says so.
+    """
+    try:
+        require_xqute()
+        section.rows += measure()
+    except NotInstalledError as exc:
+        section.rows += [Absent(name, f"not installed: {exc}") for name in targets]
+    except BenchmarkError as exc:
+        section.rows += [Absent(name, str(exc), broken=True) for name in targets]
+    section.aim(targets)
+    return section

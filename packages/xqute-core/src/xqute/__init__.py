@@ -1,0 +1,65 @@
+"""xqute runs commands as jobs: on this machine, and on whatever a scheduler package is installed for.
+
+    import xqute
+
+    for job in xqute.run(["echo 1", ["sleep", 2]], forks=2):
+        print(job.index, job.outcome, job.rc)
+
+Within an event loop, use `Xqute`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .defaults import JobCause, JobErrorStrategy, JobOutcome, JobStatus
+from .errors import (
+    ConfigError,
+    InvalidJobError,
+    SchedulerError,
+    SchedulerNotFoundError,
+    SubmitError,
+    WorkdirError,
+    WorkdirLockedError,
+    XquteError,
+    XquteWarning,
+)
+from .job import Job
+from .path import MountedPath, SpecPath
+from .plugin import plugin
+from .scheduler import Scheduler
+from .utils import logger
+from .xqute import Xqute, run
+
+__all__ = [
+    "ConfigError",
+    "InvalidJobError",
+    "Job",
+    "JobCause",
+    "JobErrorStrategy",
+    "JobOutcome",
+    "JobStatus",
+    "MountedPath",
+    "Scheduler",
+    "SchedulerError",
+    "SchedulerNotFoundError",
+    "SpecPath",
+    "SubmitError",
+    "WorkdirError",
+    "WorkdirLockedError",
+    "Xqute",
+    "XquteError",
+    "XquteWarning",
+    "__version__",
+    "logger",
+    "plugin",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("xqute-core")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

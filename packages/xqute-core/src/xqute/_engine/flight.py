@@ -1,0 +1,62 @@
+"""What the engine remembers of a job while the backend has it."""
+
+from __future__ import annotations
+
+import asyncio
+
+from ..job import Job
+from ..scheduler import BackendState
+
+__all__ = ["Flight"]
+
+
+class Flight:
+    """One attempt of a job, from just before its submission to its end.
+
+    Attributes:
+        job: The job.
+        tag: What the attempt's claims are named after.
+        is_submitted: Whether the backend has answered.
+        early: What was heard of it before that.
+        kill_requested: Whether somebody wants it ended.
+        timed_out: Whether it is being ended for its timeout.
+        gone_since_s: Since when (loop time) the backend says that it has no such job.
+        timer: What ends it at its timeout.
+        is_closed: Whether it is over; whoever still holds it may forget it.
+        due_s: When (loop time) the backend is to be asked about it; None: it is not planned.
+        checks: How often the backend was asked since it was last heard of.
+    """
+
+    __slots__ = (
+        "checks",
+        "due_s",
+        "early",
+        "gone_since_s",
+        "is_closed",
+        "is_submitted",
+        "job",
+        "kill_requested",
+        "tag",
+        "timed_out",
+        "timer",
+    )
+
+    def __init__(self, job: Job, tag: str) -> None:
+        self.job = job
+        self.tag = tag
+        self.is_submitted = False
+        self.early: list[BackendState] | None = None
+        self.kill_requested = False
+        self.timed_out = False
+        self.gone_since_s: float | None = None
+        self.timer: asyncio.TimerHandle | None = None
+        self.is_closed = False
+        self.due_s: float | None = None
+        self.checks = 0
+
+    def close(self) -> None:
+        """The attempt is over."""
+        self.is_closed = True
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None

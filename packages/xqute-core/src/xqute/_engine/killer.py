@@ -1,0 +1,86 @@
+"""Ends jobs: TERM in bulk, a grace period, KILL for those that stay, and a check that they are gone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from ..scheduler import Scheduler
+from ..utils import logger
+from .flight import Flight
+from .reconciler import Reconciler
+
+__all__ = ["Killer"]
+
+
+class Killer:
+    """Kills attempts; that they have ended is heard of like any other end.
+
+    Args:
+        scheduler: The backend.
+        reconciler: Asked to look after the killed ones closely.
+        give_up: Told of an attempt that has not ended within `kill_timeout_s`.
+    """
+
+    def __init__(
+        self, scheduler: Scheduler, reconciler: Reconciler, give_up: Callable[[Flight], None]
+    ) -> None:
+        self._scheduler = scheduler
+        self._reconciler = reconciler
+        self._give_up = give_up
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def kill(self, flights: list[Flight]) -> None:
+        """Ask the attempts to end; they have the scheduler's `kill_grace_s` for it."""
+        self._spawn(self._kill(flights))
+
+    def force(self, flights: list[Flight]) -> None:
+        """End the attempts without grace."""
+        self._spawn(self._send(flights, force=True))
+
+    def _spawn(self, coroutine: object) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)  # type: ignore[arg-type]
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _kill(self, flights: list[Flight]) -> None:
+        await self._send(flights, force=False)
+        grace_s, timeout_s = self._scheduler.kill_grace_s, self._scheduler.kill_timeout_s
+        await self._watch(flights, grace_s)
+        await self._send(flights, force=True)
+        await self._watch(flights, max(timeout_s - grace_s, 1.0))
+        for flight in flights:
+            if not flight.is_closed:
+                self._give_up(flight)
+
+    async def _send(self, flights: list[Flight], *, force: bool) -> None:
+        jobs = [flight.job for flight in flights if not flight.is_closed]
+        if not jobs:
+            return
+        try:
+            await self._scheduler.kill_jobs(jobs, force)
+        except* Exception as group:  # noqa: BLE001  # a backend may raise anything; the check tells the truth
+            for exc in group.exceptions:
+                logger.warning("%s: a kill went wrong: %s", self._scheduler.name, exc)
+
+    async def _watch(self, flights: list[Flight], for_s: float) -> None:
+        """Return when all have ended, or time is up; have the backend asked, ever less often."""
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + for_s
+        pause_s = 0.05
+        while True:
+            left = [flight for flight in flights if not flight.is_closed]
+            left_s = until_s - loop.time()
+            if not left or left_s <= 0:
+                return
+            for flight in left:
+                self._reconciler.add(flight, 0.0)
+            await asyncio.sleep(min(pause_s, left_s))
+            pause_s = min(pause_s * 2, 5.0)
+
+    async def close(self) -> None:
+        """Leave off."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)

@@ -1,0 +1,113 @@
+"""Asks the backend, in bulk, about jobs that nothing was heard of for a while."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import random
+from collections.abc import Callable
+
+from ..job import Job
+from ..scheduler import BackendState, Scheduler
+from ..utils import logger
+from .flight import Flight
+
+__all__ = ["Reconciler"]
+
+#: Checks that fall due within this are made together.
+_TOGETHER_S = 0.05
+
+
+class Reconciler:
+    """Keeps for each attempt when it is to be asked about; news put it off.
+
+    The first question comes after the scheduler's `first_recheck_s`, later ones after growing
+    intervals up to `recheck_interval`, with jitter.
+
+    Args:
+        scheduler: Whom to ask.
+        report: Told of each answer.
+    """
+
+    def __init__(self, scheduler: Scheduler, report: Callable[[Job, BackendState], None]) -> None:
+        self._scheduler = scheduler
+        self._report = report
+        self._due: list[tuple[float, int, Flight]] = []
+        self._serial = itertools.count()
+        self._task: asyncio.Task[None] | None = None
+        self._wake = asyncio.Event()
+
+    def add(self, flight: Flight, in_s: float | None = None) -> None:
+        """Ask about an attempt after `in_s` seconds; None: in its turn."""
+        loop = asyncio.get_running_loop()
+        if in_s is None:
+            first_s = min(self._scheduler.first_recheck_s, self._scheduler.recheck_interval)
+            in_s = min(first_s * 2.0**flight.checks, self._scheduler.recheck_interval)
+            in_s *= random.uniform(0.9, 1.1)  # noqa: S311  # jitter is no secret
+        due_s = loop.time() + in_s
+        flight.due_s = due_s
+        is_first = not self._due or due_s < self._due[0][0]
+        heapq.heappush(self._due, (due_s, next(self._serial), flight))
+        if self._task is None:
+            self._task = loop.create_task(self._run())
+        elif is_first:
+            self._wake.set()
+
+    def heard_of(self, flight: Flight) -> None:
+        """Something was heard of an attempt: begin anew with short intervals."""
+        flight.checks = 0
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            while self._due and _is_stale(self._due[0]):
+                heapq.heappop(self._due)
+            self._wake.clear()
+            wait_s = self._due[0][0] - loop.time() if self._due else None
+            if wait_s is None or wait_s > 0:
+                try:
+                    await asyncio.wait_for(self._wake.wait(), wait_s)
+                except TimeoutError:
+                    pass
+                continue
+            await self._ask(self._take_due(loop.time() + _TOGETHER_S))
+
+    def _take_due(self, until_s: float) -> list[Flight]:
+        flights = []
+        while self._due and self._due[0][0] <= until_s:
+            entry = heapq.heappop(self._due)
+            if not _is_stale(entry):
+                entry[2].due_s = None
+                flights.append(entry[2])
+        return flights
+
+    async def _ask(self, flights: list[Flight]) -> None:
+        if not flights:
+            return
+        jobs = [flight.job for flight in flights]
+        try:
+            states = await self._scheduler.poll_jobs(jobs)
+        except Exception as exc:
+            logger.warning("%s does not tell about %d jobs: %s", self._scheduler.name, len(jobs), exc)
+            states = {}
+        for flight in flights:
+            flight.checks += 1
+            self.add(flight)
+            state = states.get(flight.job)
+            if state is not None and not flight.is_closed:
+                self._report(flight.job, state)
+
+    async def close(self) -> None:
+        """Ask no more."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            self._task = None
+        self._due.clear()
+
+
+def _is_stale(entry: tuple[float, int, Flight]) -> bool:
+    """Whether an entry of the heap no longer counts: the attempt is over, or due at another time."""
+    due_s, _, flight = entry
+    return flight.is_closed or flight.due_s != due_s

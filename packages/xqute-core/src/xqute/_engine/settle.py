@@ -1,0 +1,112 @@
+"""How an attempt ended: the claims first, then the backend's word, then nobody knows."""
+
+from __future__ import annotations
+
+from .. import _protocol
+from ..defaults import RC_LOST, JobCause, JobOutcome, JobStatus
+from ..scheduler import BackendState, Scheduler
+from ..utils import logger
+from .flight import Flight
+from .lifecycle import End
+
+__all__ = ["claim_lost", "judge"]
+
+#: What the wrapper exits with if it has not begun.
+_RC_CLAIM_TAKEN, _RC_CLAIM_FAILED = 121, 122
+
+
+def judge(
+    flight: Flight, state: BackendState | None, scheduler: Scheduler, *, is_over: bool = False
+) -> End | None:
+    """Judge the end of an attempt; None: it has not ended, as far as anybody says.
+
+    Args:
+        flight: The attempt.
+        state: What the backend says, if it said anything.
+        scheduler: The backend.
+        is_over: Whether the backend says that the attempt is over, so that there must be an end.
+    """
+    job = flight.job
+    kill, timeout = flight.kill_requested, flight.timed_out
+    if not scheduler.uses_wrapper:
+        if not is_over or state is None:
+            return None
+        return End.from_state(state, kill=kill, timeout=timeout)
+    try:
+        record = _protocol.read_end_record(job.local_dir, flight.tag)
+    except OSError as exc:
+        logger.warning("The end of %r cannot be read: %s", job, exc)
+        record = None
+    if record is not None:
+        return End.from_record(record, state, kill=kill, timeout=timeout)
+    end = _read_foreign_end(flight)
+    if end is not None or not is_over or state is None:
+        return end
+    return _settle_without_record(flight, state)
+
+
+def _read_foreign_end(flight: Flight) -> End | None:
+    """Believe the status file of a job that was not run by our wrapper."""
+    job = flight.job
+    status = (job.read_file("job.status") or "").strip()
+    start_claim = _protocol.start_claim_path(job.local_dir, flight.tag)
+    if status not in ("6", "7") or _protocol.claim_exists(start_claim):
+        return None
+    rc = job.rc
+    if flight.kill_requested:
+        return End(JobOutcome.KILLED, rc, JobCause.REQUESTED, "killed on request")
+    if status == "6":
+        return End(JobOutcome.SUCCEEDED, rc if rc >= 0 else 0)
+    return End.from_exit_code(rc) if rc > 0 else End(JobOutcome.FAILED, rc, JobCause.EXIT_CODE)
+
+
+def _settle_without_record(flight: Flight, state: BackendState) -> End:
+    """The wrapper is over and has not recorded an end: win the end claim, and write what is known."""
+    job = flight.job
+    end = End.from_state(state, kill=flight.kill_requested, timeout=flight.timed_out)
+    if state.rc == _RC_CLAIM_FAILED and end.outcome is JobOutcome.FAILED:
+        why = f"its claim or output files could not be created in {job.local_dir} (disk full, quota, permission?)"
+        return End(JobOutcome.FAILED, _RC_CLAIM_FAILED, JobCause.SETUP, why)
+    if state.rc == _RC_CLAIM_TAKEN and end.outcome is JobOutcome.FAILED:
+        return End.lost("its start claim was taken by another process")
+    replaced = End(
+        JobOutcome.FAILED,
+        state.rc or 1,
+        JobCause.NOT_STARTED,
+        "its wrapper ended without telling the end of the command (`exec` in a prescript or hook?)",
+    )
+    unexplained = end.outcome is JobOutcome.SUCCEEDED or end.cause == JobCause.EXIT_CODE
+    told = replaced if unexplained else end
+    try:
+        won = _protocol.write_end(job.local_dir, flight.tag, told.rc, told.status, told.cause or "")
+    except OSError:
+        # Nothing can be written here, so the wrapper could not either: its exit code is the command's.
+        return end
+    # A claim that is there, but empty: the wrapper won it, and the disk was full.
+    return told if won else end
+
+
+def claim_lost(flight: Flight, state: BackendState, scheduler: Scheduler) -> End | None:
+    """The backend has no such job and there is no end: make sure that none can come, and say so.
+
+    Gives None if an end has been recorded after all.
+    """
+    job = flight.job
+    rc, status = RC_LOST, JobStatus.FAILED
+    if flight.kill_requested:
+        end = End(JobOutcome.KILLED, 137, JobCause.REQUESTED, "killed on request")
+        rc, status = end.rc, end.status
+    else:
+        end = End.lost(state.reason or f"{scheduler.name} has no such job, and it left no exit code")
+    if not scheduler.uses_wrapper:
+        return end
+    try:
+        if _protocol.revoke_start(job.local_dir, flight.tag, "driver"):
+            if flight.kill_requested:
+                return End.cancelled()
+            return end._replace(reason=f"{end.reason}; it never started")
+        if not _protocol.write_end(job.local_dir, flight.tag, rc, status, end.cause or ""):
+            return judge(flight, state, scheduler) or end
+    except OSError as exc:
+        return end._replace(reason=f"{end.reason}; {exc}")
+    return end

@@ -1,0 +1,262 @@
+"""Processes of this machine: starting wrappers, hearing of their exits, ending their groups."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import select
+import signal
+import subprocess
+from collections.abc import Callable
+from typing import NamedTuple
+
+from . import _protocol
+from .job import Job
+from .utils import logger
+
+__all__ = ["ProcessTable", "kill_sessions", "signal_group"]
+
+#: What a driver may ignore or block and a job must not inherit so.
+_DEFAULT_SIGNALS = [
+    sig
+    for sig in signal.Signals
+    if sig not in (signal.SIGKILL, signal.SIGSTOP) and sig < getattr(signal, "SIGRTMIN", 32)
+]
+#: Seconds between two looks at children for which there is no pidfd.
+_SWEEP_INTERVAL_S = 0.02
+
+
+class _Child(NamedTuple):
+    pid: int
+    job: Job
+    pidfd: int | None
+
+
+class ProcessTable:
+    """The children of this process that run jobs.
+
+    While attached to an event loop, each exit is told at once: one epoll holds the pidfds of all
+    children, so that the loop has one descriptor to watch, however many there are. Where a pidfd is
+    not to be had (no such kernel, no descriptor left), children are looked at in short intervals.
+
+    Args:
+        on_exit: Told, on the event loop, of the exit of a job's process: its exit code, 128+n for a
+            death by signal n, None if something else in this process reaped it.
+    """
+
+    def __init__(self, on_exit: Callable[[Job, int | None], None]) -> None:
+        self._on_exit = on_exit
+        self._children: dict[int, _Child] = {}
+        self._killed: set[int] = set()
+        self._by_pidfd: dict[int, _Child] = {}
+        self._epoll: select.epoll | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._sweep: asyncio.TimerHandle | None = None
+        self._file_actions: list[tuple[object, ...]] | None = None
+
+    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Tell of exits on this event loop from now on."""
+        self.detach()
+        self._loop = loop
+        if hasattr(os, "pidfd_open"):
+            self._epoll = select.epoll()
+            loop.add_reader(self._epoll.fileno(), self._on_readable)
+
+    def detach(self) -> None:
+        """Tell no more; the children are still reaped when they are asked about."""
+        if self._sweep is not None:
+            self._sweep.cancel()
+            self._sweep = None
+        for child in self._by_pidfd.values():
+            assert child.pidfd is not None
+            os.close(child.pidfd)
+            self._children[child.pid] = child._replace(pidfd=None)
+        self._by_pidfd.clear()
+        if self._epoll is not None:
+            if self._loop is not None and not self._loop.is_closed():
+                self._loop.remove_reader(self._epoll.fileno())
+            self._epoll.close()
+            self._epoll = None
+        self._loop = None
+
+    def spawn(self, argv: list[str], job: Job) -> int:
+        """Start a process in a session of its own, without streams, and give its id.
+
+        Raises:
+            OSError: If it cannot be started.
+        """
+        pid = _spawn(argv, self._actions())
+        pidfd = self._open_pidfd(pid)
+        child = self._children[pid] = _Child(pid, job, pidfd)
+        if pidfd is not None:
+            self._by_pidfd[pidfd] = child
+        elif self._loop is not None and self._sweep is None:
+            self._sweep = self._loop.call_later(_SWEEP_INTERVAL_S, self._sweep_children)
+        return pid
+
+    def _actions(self) -> list[tuple[object, ...]]:
+        if self._file_actions is None:
+            self._file_actions = [
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0),
+                (os.POSIX_SPAWN_DUP2, 0, 1),
+                (os.POSIX_SPAWN_DUP2, 0, 2),
+                *((os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable_fds()),
+            ]
+        return self._file_actions
+
+    def _open_pidfd(self, pid: int) -> int | None:
+        if self._epoll is None:
+            return None
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError as exc:
+            logger.debug("No pidfd for process %d: %s", pid, exc)
+            return None
+        self._epoll.register(pidfd, select.EPOLLIN)
+        return pidfd
+
+    def is_running(self, pid: int, job: Job) -> bool | None:
+        """Tell whether a child still runs; None if `pid` is not a child that runs this job."""
+        child = self._children.get(pid)
+        if child is None or child.job is not job:
+            return None
+        return not self._reap([child])
+
+    def mark_killed(self, pid: int) -> None:
+        """Have everything in the session of a child ended when the child has."""
+        if pid in self._children:
+            self._killed.add(pid)
+
+    def _on_readable(self) -> None:
+        assert self._epoll is not None
+        self._reap([self._by_pidfd[fd] for fd, _ in self._epoll.poll(0) if fd in self._by_pidfd])
+
+    def _sweep_children(self) -> None:
+        unwatched = [child for child in self._children.values() if child.pidfd is None]
+        left = len(unwatched) - self._reap(unwatched)
+        self._sweep = None
+        if left and self._loop is not None:
+            self._sweep = self._loop.call_later(_SWEEP_INTERVAL_S, self._sweep_children)
+
+    def _reap(self, children: list[_Child]) -> int:
+        """Reap those that have exited, and end what they left behind; give how many there were.
+
+        While a dead leader is not reaped its process id, and so its group's and session's, cannot be
+        used again: that is when the rest of it can be killed safely.
+        """
+        exited = [child for child in children if _has_exited(child.pid)]
+        sessions = {child.pid for child in exited if child.pid in self._killed}
+        for child in exited:
+            signal_group(child.pid, signal.SIGKILL)
+        if sessions:
+            kill_sessions(sessions)
+        for child in exited:
+            rc = _wait(child.pid)
+            del self._children[child.pid]
+            self._killed.discard(child.pid)
+            if child.pidfd is not None:
+                del self._by_pidfd[child.pidfd]
+                os.close(child.pidfd)
+            self._on_exit(child.job, rc)
+        return len(exited)
+
+
+def _spawn(argv: list[str], file_actions: list[tuple[object, ...]]) -> int:
+    try:
+        return os.posix_spawn(
+            argv[0],
+            argv,
+            os.environ,
+            file_actions=file_actions,  # type: ignore[arg-type]
+            setsid=True,
+            setsigmask=[],
+            setsigdef=_DEFAULT_SIGNALS,
+        )
+    except NotImplementedError:
+        # A libc whose posix_spawn makes no sessions (macOS).
+        process = subprocess.Popen(  # noqa: S603
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        # It is reaped here, so that Popen must not think it is its business.
+        process.returncode = 0
+        return process.pid
+
+
+def _inheritable_fds() -> list[int]:
+    """Descriptors that a child would inherit: those which whoever started this process left open."""
+    try:
+        names = os.listdir("/proc/self/fd")
+    except FileNotFoundError:
+        return []
+    fds = []
+    for fd in map(int, names):
+        try:
+            if fd > 2 and os.get_inheritable(fd):
+                fds.append(fd)
+        except OSError:
+            continue  # the descriptor of the listing itself
+    return fds
+
+
+def _has_exited(pid: int) -> bool:
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True  # reaped by somebody else in this process
+
+
+def _wait(pid: int) -> int | None:
+    try:
+        result = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
+    except ChildProcessError:
+        return None
+    if result is None:
+        return None
+    return result.si_status if result.si_code == os.CLD_EXITED else 128 + result.si_status
+
+
+def signal_group(pgid: int, sig: signal.Signals) -> None:
+    """Send a signal to a process group; one that is not there is no error."""
+    try:
+        os.killpg(pgid, sig)
+    except ProcessLookupError:
+        pass
+    except PermissionError as exc:
+        logger.warning("Process group %d cannot be signalled: %s", pgid, exc)
+
+
+def kill_sessions(sessions: set[int]) -> None:
+    """KILL every process of the given sessions, until a look finds none that is alive.
+
+    Where there is no /proc, only the groups that have the sessions' names are reached.
+    """
+    for _ in range(10):
+        members = _session_members(sessions)
+        if not members:
+            return
+        for pid in members:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except OSError as exc:
+                if exc.errno != errno.ESRCH:
+                    logger.warning("Process %d cannot be killed: %s", pid, exc)
+
+
+def _session_members(sessions: set[int]) -> list[int]:
+    try:
+        names = os.listdir("/proc")
+    except FileNotFoundError:
+        return []
+    members = []
+    for name in names:
+        if not name.isdigit():
+            continue
+        stat = _protocol._process_stat(int(name))
+        if stat is not None and int(stat[3]) in sessions and stat[0] not in (b"Z", b"X"):
+            members.append(int(name))
+    return members

@@ -1,0 +1,246 @@
+"""What a job's wrapper and the driver tell each other through files: claims, records, events.
+
+Every attempt has two claims, files that only one process can create. The *start claim* is created
+by the wrapper, which may then run the command, or by the driver, after which that attempt can never
+start. The *end claim* is created by whoever settles how the attempt ended; nobody else writes
+`job.rc` and `job.status` then. A reader may find a file that is still empty: its writer has created
+it and not yet filled it, or the disk is full. Text that is not exactly what the other side writes
+is read as nothing at all, never as a guess.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import suppress
+from functools import cache
+from typing import Final, NamedTuple
+
+# One read is enough for every file here; a longer one is not ours.
+_READ_BYTES: Final = 4096
+
+_NUMBER: Final = r"0|[1-9][0-9]{0,9}"
+_RC: Final = r"0|-?[1-9][0-9]{0,9}"
+_START_LINE: Final = re.compile(
+    rb"([^ \n]+) ([^ \n]+) ([1-9][0-9]{0,9}) (-|0|[1-9][0-9]{0,19}) ([^ \n]+)\n"
+)
+_REVOKED_LINE: Final = re.compile(rb"revoked [^ \n]+\n")
+_END_LINE: Final = re.compile(rf"({_RC}) ([67]) ([\w.-]*)\n".encode())
+_EVENT_NAME: Final = re.compile(
+    rf"({_NUMBER})\.({_NUMBER})\.({_NUMBER})\.([467])\.({_RC})\.(0|[1-9][0-9]{{0,14}})"
+)
+_CAUSE: Final = re.compile(r"[\w.-]*", re.ASCII)
+
+
+class StartClaim(NamedTuple):
+    """Who holds an attempt's start: the wrapper's identity, or, `revoked`, the driver."""
+
+    host: str
+    boot_id: str  # "-" where the host cannot tell
+    pid: int
+    start_ticks: int | None  # of the wrapper, as in /proc/<pid>/stat; None where there is no /proc
+    native_id: str  # the backend's own id of the job; "-" where it has none
+    revoked: bool
+
+
+class EndRecord(NamedTuple):
+    """How an attempt ended, as the winner of its end claim says."""
+
+    rc: int
+    status: int  # 6 finished, 7 failed
+    cause: str  # "", TERMINATED, TIMEOUT, SETUP, NOT_STARTED, or the driver's own word
+
+
+class Event(NamedTuple):
+    """One change of one job, as told by the name of a file in the event spool."""
+
+    index: int  # type: ignore[assignment]  # in the place of tuple.index, which nobody needs here
+    attempt: int
+    restart: int
+    status: int  # 4 running, 6 finished, 7 failed
+    rc: int  # -1 while it runs
+    epoch_ms: int
+
+
+_REVOKED: Final = StartClaim("", "", 0, None, "", revoked=True)
+
+
+def start_claim_path(metadir: str, attempt: int) -> str:
+    """Where the start of this attempt is claimed."""
+    return f"{metadir}/job.start.{attempt}"
+
+
+def end_claim_path(metadir: str, attempt: int) -> str:
+    """Where the end of this attempt is claimed."""
+    return f"{metadir}/job.end.{attempt}"
+
+
+def claim_exists(path: str) -> bool:
+    """Whether somebody holds this claim, also one whose line is not there yet.
+
+    Raises OSError when that cannot be known: a folder that cannot be read proves nothing.
+    """
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def read_start_claim(metadir: str, attempt: int) -> StartClaim | None:
+    """Who holds the start; None: nobody, or the line is not (wholly) there: ask `claim_exists`."""
+    text = _read(start_claim_path(metadir, attempt))
+    # The wrapper may append below its line; a line without its end is not whole.
+    line = text[: text.find(b"\n") + 1]
+    if match := _START_LINE.fullmatch(line):
+        host, boot_id, pid, ticks, native_id = map(os.fsdecode, match.groups())
+        start_ticks = None if ticks == "-" else int(ticks)
+        return StartClaim(host, boot_id, int(pid), start_ticks, native_id, revoked=False)
+    return _REVOKED if _REVOKED_LINE.fullmatch(line) else None
+
+
+def read_end_record(metadir: str, attempt: int) -> EndRecord | None:
+    """How the attempt ended; None: not settled, or the line is not (wholly) there."""
+    match = _END_LINE.fullmatch(_read(end_claim_path(metadir, attempt)))
+    if match is None:
+        return None
+    rc, status, cause = match.groups()
+    return EndRecord(int(rc), int(status), cause.decode())
+
+
+def revoke_start(metadir: str, attempt: int, why: str) -> bool:
+    """Take the start claim, so that this attempt can never start.
+
+    True: taken. False: somebody has it, most likely the wrapper; nothing is changed. OSError: it
+    cannot be created, and whether the attempt starts is not decided.
+    """
+    return _claim(start_claim_path(metadir, attempt), f"revoked {'_'.join(why.split()) or '-'}\n")
+
+
+def claim_end(metadir: str, attempt: int, rc: int, status: int, cause: str) -> bool:
+    """Take the end claim with this record; the winner then writes `job.rc` and `job.status`.
+
+    True: taken. False: somebody else has it and their word stands. OSError: it cannot be created.
+    ValueError: a status that is no end, or a cause that is not one word.
+    """
+    if status not in (6, 7):
+        raise ValueError(f"not a final status: {status}")
+    if not _CAUSE.fullmatch(cause):
+        raise ValueError(f"a cause is one word of letters, digits, '_', '.', '-': {cause!r}")
+    return _claim(end_claim_path(metadir, attempt), f"{rc} {status} {cause}\n")
+
+
+def write_end(metadir: str, attempt: int, rc: int, status: int, cause: str) -> bool:
+    """`claim_end` and, if it was won, `job.rc` and then `job.status`.
+
+    True: this call settled the end. OSError after the claim was won: the record stands, the files
+    could not be written.
+    """
+    if not claim_end(metadir, attempt, rc, status, cause):
+        return False
+    _write(f"{metadir}/job.rc", str(rc), os.O_TRUNC)
+    # One byte over one byte: a reader sees the old status or the new one, never an empty file.
+    _write(f"{metadir}/job.status", str(status), 0)
+    return True
+
+
+def parse_event_name(name: str) -> Event | None:
+    """The event that a file of this name tells; None for any other name."""
+    match = _EVENT_NAME.fullmatch(name)
+    return Event._make(map(int, match.groups())) if match else None
+
+
+def event_name(event: Event) -> str:
+    """The file name that tells this event."""
+    return "{}.{}.{}.{}.{}.{}".format(*event)
+
+
+@cache
+def boot_id() -> str:
+    """This boot of this host, "-" where there is no /proc."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return "-"
+
+
+def process_start_ticks(pid: int) -> int | None:
+    """When the process started, in clock ticks since boot; None: no such process, or no /proc."""
+    stat = _process_stat(pid)
+    return int(stat[19]) if stat else None
+
+
+def process_state(pid: int) -> str | None:
+    """The state letter of /proc/<pid>/stat ("Z" a zombie); None: no such process, or no /proc."""
+    stat = _process_stat(pid)
+    return stat[0].decode() if stat else None
+
+
+def claim_is_alive(claim: StartClaim) -> bool | None:
+    """Whether the wrapper that holds this claim still runs; None: not to be known from here.
+
+    Only to be asked about wrappers that see this process's pids: not of a container that has a pid
+    namespace of its own and this host's name.
+    """
+    if claim.revoked:
+        return False
+    if claim.host != os.uname().nodename:
+        return None
+    if claim.boot_id != boot_id():
+        # Another boot of this very host, if both are known.
+        return None if "-" in (claim.boot_id, boot_id()) else False
+    stat = _process_stat(claim.pid)
+    if stat and claim.start_ticks is not None:
+        return int(stat[19]) == claim.start_ticks and stat[0] not in (b"Z", b"X")
+    try:
+        os.kill(claim.pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return None
+
+
+def _process_stat(pid: int) -> list[bytes] | None:
+    """Fields 3 and on of /proc/<pid>/stat (field 2 may hold spaces and parentheses)."""
+    try:
+        text = _read(f"/proc/{pid}/stat")
+    except ProcessLookupError:  # it ended between open and read
+        return None
+    return text.rpartition(b") ")[2].split() or None
+
+
+def _read(path: str) -> bytes:
+    """The file's beginning; empty where there is no such file."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return b""
+    try:
+        return os.read(fd, _READ_BYTES)
+    finally:
+        os.close(fd)
+
+
+def _write(path: str, text: str, flags: int) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | flags, 0o666)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+def _claim(path: str, line: str) -> bool:
+    """Create the file exclusively and say `line` in it. False: it is there already."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    except FileExistsError:
+        return False
+    # Created is claimed: a disk too full for the line does not give the claim back.
+    with suppress(OSError):
+        try:
+            os.write(fd, line.encode("utf-8", "surrogateescape"))
+        finally:
+            os.close(fd)
+    return True

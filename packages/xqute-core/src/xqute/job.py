@@ -1,0 +1,371 @@
+"""A job: one command, its files and its state."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from . import _files
+from .defaults import RC_UNKNOWN, JobOutcome, JobStatus
+from .path import SpecPath
+
+if TYPE_CHECKING:
+    from .utils import CommandType
+
+__all__ = ["Job"]
+
+_ENDED = (JobStatus.FINISHED, JobStatus.FAILED)
+#: Between these and the end, the wrapper alone knows where a job is.
+_OUT_OF_SIGHT = (JobStatus.SUBMITTED, JobStatus.RUNNING, JobStatus.KILLING)
+
+
+class Driver(Protocol):
+    """What a job knows of the run that drives it."""
+
+    def status_is_set(self, job: Job, status: JobStatus) -> bool:
+        """Be asked whether a status that somebody else sets is to be taken over."""
+
+    async def wait(self, job: Job) -> None:
+        """Return when the job has ended for good."""
+
+
+class Job:
+    """One command, with its folder ``<workdir>/<index>`` and where it is in its life.
+
+    While a run drives the job, the run alone knows its state; before and after, what is asked for is
+    read from the files. Do not make jobs by the hundred thousand with data hung onto them: an
+    instance is slots only, and about 1 KB with its command.
+
+    Args:
+        index: Its number in the run, from 0.
+        cmd: The command: one string, split like a shell does, or its words (each through `str`).
+            May be empty until the job is fed.
+        workdir: The run's folder. A local one gets the job's folder at once.
+        error_retry: Whether a failure is tried again; None: as the run says.
+        num_retries: How often at the most; None: as the run says.
+        envs: Environment variables for the command (values through `str`).
+
+    Attributes:
+        index: See above.
+        prev_status: The status before `status`.
+        trial_count: The number of the current attempt, from 0.
+        name: A name for people; None: none.
+        timeout: Seconds after the start until it is ended; None: as the scheduler says, 0: no limit.
+        resources: Portable resources of this job alone; None: as the scheduler says.
+        scheduler_opts: Native options of this job alone.
+        cwd: Where the command runs; None: as the scheduler says.
+        inputs: Files that a backend without a shared file system brings to the job.
+        outputs: Files that it brings back.
+        outcome: How the job ended; None until then.
+        cause: Why, for programs (a `JobCause`); None if there is nothing to say.
+        reason: Why, in words, the backend's own included.
+        submitted_at: Seconds since the epoch; None: not yet. Likewise `started_at`, `ended_at`.
+        adopted: Whether an earlier run started (and perhaps ended) it.
+    """
+
+    __slots__: tuple[str, ...] = (
+        "_cmd",
+        "_driver",
+        "_envs",
+        "_is_new",
+        "_jid",
+        "_metadir",
+        "_rc",
+        "_status",
+        "_workdir",
+        "adopted",
+        "cause",
+        "cwd",
+        "ended_at",
+        "error_retry",
+        "failures",
+        "index",
+        "inputs",
+        "name",
+        "num_retries",
+        "outcome",
+        "outputs",
+        "prev_status",
+        "reason",
+        "resources",
+        "restarts",
+        "scheduler_opts",
+        "started_at",
+        "submitted_at",
+        "timeout",
+        "trial_count",
+    )
+
+    def __init__(
+        self,
+        index: int,
+        cmd: CommandType,
+        workdir: str | os.PathLike[str],
+        error_retry: bool | None = None,
+        num_retries: int | None = None,
+        envs: Mapping[str, object] | None = None,
+    ) -> None:
+        self.index = index
+        self._cmd = _as_words(cmd)
+        self._envs: dict[str, str] | None = _as_envs(envs) if envs else None
+        self._workdir = workdir if isinstance(workdir, SpecPath) else SpecPath(workdir)
+        self._metadir: SpecPath | None = None
+        self._jid: int | str | None = None
+        self._status = JobStatus.INIT
+        self._rc: int | None = None
+        self._driver: Driver | None = None
+        self._is_new = False
+        self.prev_status = JobStatus.INIT
+        self.trial_count = 0
+        self.error_retry = error_retry
+        self.num_retries = num_retries
+        #: Attempts that failed by the job's own doing, and resubmissions that were the backend's.
+        self.failures = 0
+        self.restarts = 0
+        self.name: str | None = None
+        self.timeout: float | None = None
+        self.resources: Any = None
+        self.scheduler_opts: Mapping[str, Any] | None = None
+        self.cwd: str | os.PathLike[str] | None = None
+        self.inputs: Sequence[str | os.PathLike[str]] = ()
+        self.outputs: Sequence[str | os.PathLike[str]] = ()
+        self.outcome: JobOutcome | None = None
+        self.cause: str | None = None
+        self.reason = ""
+        self.submitted_at: float | None = None
+        self.started_at: float | None = None
+        self.ended_at: float | None = None
+        self.adopted = False
+        if isinstance(self._workdir, Path):
+            self._is_new = _files.make_dir(self.local_dir)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}-{self.index}({self.jid}): ({self.cmd})>"
+
+    @property
+    def cmd(self) -> tuple[str, ...]:
+        """The command's words. Assign a string or words; empty is an error once the job is fed."""
+        return self._cmd
+
+    @cmd.setter
+    def cmd(self, cmd: CommandType) -> None:
+        self._cmd = _as_words(cmd)
+
+    @property
+    def envs(self) -> dict[str, str]:
+        """Environment variables for the command; a dict to be changed at will until it is submitted."""
+        if self._envs is None:
+            self._envs = {}
+        return self._envs
+
+    @envs.setter
+    def envs(self, envs: Mapping[str, object] | None) -> None:
+        self._envs = _as_envs(envs) if envs else None
+
+    @property
+    def driver(self) -> Driver | None:
+        """The run that drives the job; None before it is fed and after it has ended."""
+        return self._driver
+
+    @driver.setter
+    def driver(self, driver: Driver | None) -> None:
+        self._driver = driver
+
+    async def wait(self) -> JobOutcome | None:
+        """Return the outcome when the job has ended for good, its hooks included.
+
+        Raises:
+            RuntimeError: If no run drives the job.
+        """
+        if self._driver is not None:
+            await self._driver.wait(self)
+        elif not self.has_ended:
+            raise RuntimeError(f"{self!r} was not fed to an Xqute: there is nothing to wait for")
+        return self.outcome
+
+    @property
+    def has_envs(self) -> bool:
+        """Whether there are environment variables, without making a dict to say so."""
+        return bool(self._envs)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether `status` is FINISHED or FAILED."""
+        return self.status in _ENDED
+
+    @property
+    def status(self) -> JobStatus:
+        """Where the job is.
+
+        Setting it takes the job out of the hands of the run that drives it: the status sticks, and a
+        terminal one ends the watching.
+        """
+        if self._driver is None and self._status in _OUT_OF_SIGHT:
+            self._read_status()
+        return self._status
+
+    @status.setter
+    def status(self, status: int) -> None:
+        status = JobStatus(status)
+        if self._driver is None or self._driver.status_is_set(self, status):
+            self.enter(status)
+
+    def enter(self, status: JobStatus) -> None:
+        """Change the status, telling nobody. For whoever drives the job; others assign `status`."""
+        if status is not self._status:
+            self.prev_status = self._status
+            self._status = status
+
+    def _read_status(self) -> None:
+        """Take over what the wrapper has written, unless that would be a step back."""
+        text = self.read_file("job.status")
+        if text is None or text.strip() not in {"4", "6", "7"}:
+            return
+        told = JobStatus(int(text))
+        if self._status is JobStatus.KILLING and told in _ENDED:
+            told = JobStatus.FINISHED
+        if told > self._status:
+            self.enter(told)
+
+    @property
+    def rc(self) -> int:
+        """The exit code, 128+n for a death by signal n; -1: none known, -2: not submitted, -3: lost."""
+        if self._rc is not None:
+            return self._rc
+        text = self.read_file("job.rc")
+        try:
+            return int(text) if text else RC_UNKNOWN
+        except ValueError:
+            return RC_UNKNOWN
+
+    @rc.setter
+    def rc(self, rc: int | None) -> None:
+        self._rc = rc
+
+    @property
+    def jid(self) -> int | str | None:
+        """The backend's own id of the job; None: none yet. Setting it writes the jid file."""
+        if self._jid is None and self._driver is None:
+            text = self.read_file("job.jid")
+            return text.strip() or None if text else None
+        return self._jid
+
+    @jid.setter
+    def jid(self, jid: int | str | None) -> None:
+        self._jid = jid
+        self.write_file("job.jid", "" if jid is None else str(jid))
+
+    # --- files ---------------------------------------------------------------------------------
+
+    @property
+    def workdir(self) -> SpecPath:
+        """The folder of the run."""
+        return self._workdir
+
+    @property
+    def metadir(self) -> SpecPath:
+        """The folder of the job, ``<workdir>/<index>``."""
+        if self._metadir is None:
+            self._metadir = cast("SpecPath", self._workdir / str(self.index))
+        return self._metadir
+
+    @property
+    def local_dir(self) -> str:
+        """The folder of the job as text (on this machine, or the URI of a cloud folder)."""
+        return f"{self._workdir}/{self.index}"
+
+    @property
+    def stdout_file(self) -> SpecPath:
+        """Where the command's standard output goes."""
+        return self.metadir / "job.stdout"
+
+    @property
+    def stderr_file(self) -> SpecPath:
+        """Where the command's standard error goes, and why a submission failed."""
+        return self.metadir / "job.stderr"
+
+    @property
+    def status_file(self) -> SpecPath:
+        """Where the wrapper writes the status."""
+        return self.metadir / "job.status"
+
+    @property
+    def rc_file(self) -> SpecPath:
+        """Where the wrapper writes the exit code."""
+        return self.metadir / "job.rc"
+
+    @property
+    def jid_file(self) -> SpecPath:
+        """Where the native job id is written."""
+        return self.metadir / "job.jid"
+
+    @property
+    def retry_dir(self) -> SpecPath:
+        """The folder of the earlier attempts' files, one folder an attempt."""
+        return self.metadir / "job.retry"
+
+    def read_file(self, name: str) -> str | None:
+        """Give the text of a small file of the job's folder; None if it is not there or unreadable."""
+        try:
+            return _files.read_text(f"{self.local_dir}/{name}")
+        except OSError:
+            return None
+
+    def write_file(self, name: str, text: str) -> None:
+        """Replace a small file of the job's folder.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        path = f"{self.local_dir}/{name}"
+        try:
+            _files.write_text(path, text)
+        except FileNotFoundError:
+            _files.make_dir(self.local_dir)
+            _files.write_text(path, text)
+
+    def clean(self, retry: bool = False) -> None:
+        """Remove what an attempt left in the job's folder, if there can be anything.
+
+        Args:
+            retry: Keep it, in ``job.retry/<trial_count>/``, and forget state and exit code.
+
+        Raises:
+            OSError: If a file can neither be moved nor removed.
+        """
+        if self._is_new and self.trial_count == 0 and not retry:
+            self._is_new = False
+            return
+        folder = self.local_dir
+        kept = f"{folder}/job.retry/{self.trial_count}"
+        if retry:
+            if os.path.isdir(kept):
+                shutil.rmtree(kept)
+            _files.make_dir(kept)
+        for name in ("job.stdout", "job.stderr", "job.status", "job.rc", "job.jid"):
+            try:
+                if retry:
+                    os.rename(f"{folder}/{name}", f"{kept}/{name}")
+                else:
+                    os.unlink(f"{folder}/{name}")
+            except FileNotFoundError:
+                continue
+        self._jid = None
+        self._rc = None
+
+
+def _as_words(cmd: CommandType) -> tuple[str, ...]:
+    if isinstance(cmd, str):
+        return tuple(shlex.split(cmd))
+    return tuple(os.fsdecode(word) if isinstance(word, bytes) else str(word) for word in cmd)
+
+
+def _as_envs(envs: Mapping[str, object]) -> dict[str, str]:
+    return {
+        str(name): os.fsdecode(value) if isinstance(value, bytes) else str(value)
+        for name, value in envs.items()
+    }

@@ -1,0 +1,555 @@
+"""What a backend is: the abstract Scheduler, and the few types it speaks to the engine in.
+
+A backend must have three methods: `submit_job`, `kill_job` and `job_is_running`. The others have
+defaults built on these, and are there to be overridden where the backend can do better: many
+submissions in one round trip, one question about all jobs, news without asking.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from . import _files, wrapper
+from .defaults import (
+    DEFAULT_ERROR_STRATEGY,
+    DEFAULT_KILL_GRACE_S,
+    DEFAULT_KILL_TIMEOUT_S,
+    DEFAULT_NUM_RETRIES,
+    DEFAULT_RECHECK_INTERVAL_S,
+    DEFAULT_SCHEDULER_FORKS,
+    DEFAULT_SUBMISSION_BATCH,
+    JOBCMD_WRAPPER_LANG,
+    RC_NOT_SUBMITTED,
+    JobErrorStrategy,
+    JobStatus,
+)
+from .errors import ConfigError, InvalidJobError, WorkdirError
+from .job import Job
+from .path import SpecPath
+from .plugin import HookTable, snapshot
+from .utils import logger
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from .utils import CommandType
+
+__all__ = ["BackendState", "Phase", "Scheduler", "Submission"]
+
+_ENDED = (JobStatus.FINISHED, JobStatus.FAILED)
+_IN_BACKEND = (JobStatus.SUBMITTED, JobStatus.RUNNING, JobStatus.KILLING)
+
+
+class Phase(Enum):
+    """Where a backend says a job is."""
+
+    PENDING = auto()
+    RUNNING = auto()
+    #: Over, and the backend knows how.
+    ENDED = auto()
+    #: The backend does not know the job (any more).
+    GONE = auto()
+
+
+class BackendState(NamedTuple):
+    """What a backend says about one job.
+
+    Attributes:
+        phase: Where it is.
+        rc: Its exit code, where the backend knows it.
+        cause: Why it ended, a `JobCause`, where the backend knows more than an exit code.
+        reason: The same in words, for people.
+    """
+
+    phase: Phase
+    rc: int | None = None
+    cause: str | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """Jobs that go to the backend together, in one round trip.
+
+    Attributes:
+        key: The submission key, unique in the world; the backend should carry it (as a name or label).
+        jobs: The jobs, in order.
+    """
+
+    key: str
+    jobs: tuple[Job, ...]
+
+
+class Scheduler(ABC):
+    """Base of all backends.
+
+    An instance can be made anywhere: no event loop, daemon or credential is needed until it is used.
+
+    Args:
+        workdir: The folder of the run; made when the first job is.
+        forks: How many jobs may be in the backend at once, pending ones included.
+        error_strategy: "ignore", "retry" or "halt".
+        num_retries: How often a job that failed is tried again under "retry".
+        prescript: Bash code run before each command.
+        postscript: Bash code run after each command.
+        jobname_prefix: What job names begin with; None: the scheduler's name.
+        submission_batch: How many submissions may be under way at once; None: the default.
+        recheck_interval: Seconds between bulk queries for jobs that nothing was heard of; None: the
+            default.
+        cwd: Where commands run; None: where the backend puts them.
+        timeout: Seconds after its start until a job is ended; 0: no limit.
+        resources: Portable resources of every job.
+        config: Native options of the backend. ``mounted_workdir`` is taken out: the workdir as jobs
+            see it.
+
+    Raises:
+        ConfigError: If a keyword makes no sense (it is a ValueError, too).
+        WorkdirError: If the workdir cannot be one (it is an OSError, too).
+    """
+
+    #: The entry-point name; also the ending of the wrapper's file name.
+    name: ClassVar[str]
+    job_class: ClassVar[type[Job]] = Job
+    #: The version of this interface that a scheduler was written for.
+    core_api_version: ClassVar[int] = 1
+    #: Whether the backend or the engine ends jobs at their timeout; False: the wrapper does.
+    enforces_timeout: ClassVar[bool] = False
+    #: Whether jobs run in the wrapper and so leave files; False only where a job is no process.
+    uses_wrapper: ClassVar[bool] = True
+    #: Seconds until a job that nothing was heard of is asked about first; later intervals grow.
+    first_recheck_s: ClassVar[float] = 1.0
+    #: Seconds between the backend's word that a job is gone and the verdict that it is lost.
+    lost_grace_s: ClassVar[float] = 2.0
+    #: The environment variable in which the backend gives the job its native id.
+    native_id_variable: ClassVar[str] = ""
+
+    __slots__: tuple[str, ...] = (
+        "_hooks",
+        "_workdir",
+        "config",
+        "cwd",
+        "driver",
+        "error_strategy",
+        "forks",
+        "jobname_prefix",
+        "kill_grace_s",
+        "kill_timeout_s",
+        "num_retries",
+        "postscript",
+        "prescript",
+        "recheck_interval",
+        "resources",
+        "run_id",
+        "submission_batch",
+        "timeout",
+    )
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        forks: int = DEFAULT_SCHEDULER_FORKS,
+        error_strategy: str = DEFAULT_ERROR_STRATEGY,
+        num_retries: int = DEFAULT_NUM_RETRIES,
+        prescript: str = "",
+        postscript: str = "",
+        jobname_prefix: str | None = None,
+        submission_batch: int | None = None,
+        recheck_interval: float | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        timeout: float = 0,
+        resources: Any = None,
+        **config: Any,
+    ) -> None:
+        mounted_workdir = config.pop("mounted_workdir", None)
+        self.forks = _at_least(1, "forks", forks)
+        self.num_retries = _at_least(0, "num_retries", num_retries)
+        self.submission_batch = _at_least(
+            1, "submission_batch", submission_batch or DEFAULT_SUBMISSION_BATCH
+        )
+        if timeout < 0:
+            raise ConfigError(f"timeout must not be negative: {timeout}")
+        try:
+            self.error_strategy = JobErrorStrategy(error_strategy)
+        except ValueError:
+            choices = ", ".join(JobErrorStrategy)
+            raise ConfigError(f"error_strategy must be one of {choices}: {error_strategy!r}") from None
+        self.prescript = prescript or ""
+        self.postscript = postscript or ""
+        self.jobname_prefix = jobname_prefix or self.name
+        self.recheck_interval = (
+            DEFAULT_RECHECK_INTERVAL_S if recheck_interval is None else recheck_interval
+        )
+        #: Seconds between TERM and KILL, and from TERM until a kill counts as not confirmed.
+        self.kill_grace_s = DEFAULT_KILL_GRACE_S
+        self.kill_timeout_s = DEFAULT_KILL_TIMEOUT_S
+        self.cwd = cwd
+        self.timeout = timeout
+        self.resources = resources
+        self.config = config
+        #: The random part of this run's claims and submission keys.
+        self.run_id = secrets.token_hex(4)
+        #: The engine that drives this scheduler, if one does.
+        self.driver: Any = None
+        self._hooks: HookTable | None = None
+        if mounted_workdir is None:
+            self.workdir = workdir
+        else:
+            self.workdir = SpecPath(_absolute(workdir), mounted=mounted_workdir)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}: {self.forks} forks in {self.workdir}>"
+
+    @property
+    def workdir(self) -> SpecPath:
+        """The folder of the run, absolute; it knows its mounted side. May be assigned."""
+        return self._workdir
+
+    @workdir.setter
+    def workdir(self, workdir: str | os.PathLike[str]) -> None:
+        if not isinstance(workdir, SpecPath):
+            workdir = SpecPath(_absolute(workdir))
+        if isinstance(workdir, Path):
+            _check_workdir(str(workdir))
+        self._workdir = workdir
+
+    @property
+    def hooks(self) -> HookTable:
+        """The hooks of the run that drives this scheduler; without one, of all enabled plugins."""
+        return snapshot() if self._hooks is None else self._hooks
+
+    @hooks.setter
+    def hooks(self, hooks: HookTable | None) -> None:
+        self._hooks = hooks
+
+    # --- what a backend must have --------------------------------------------------------------
+
+    @abstractmethod
+    async def submit_job(self, job: Job) -> int | str:
+        """Submit one job and give its native id.
+
+        Raises:
+            SubmitError: If it was refused; it says whether that is transient. Any other exception
+                counts as a failed submission, too.
+        """
+
+    @abstractmethod
+    async def kill_job(self, job: Job) -> None:
+        """Have the backend end a job and all its processes; one that has ended is no error."""
+
+    @abstractmethod
+    async def job_is_running(self, job: Job) -> bool:
+        """Tell whether the backend still has the job, pending or running.
+
+        False means that it is gone. An exception means that this is unknown.
+        """
+
+    # --- what a backend may do better ----------------------------------------------------------
+
+    async def start(self) -> None:
+        """Open what is needed to work. Called once by a run, before its first submission."""
+
+    async def close(self) -> None:
+        """Give back what `start` took. Jobs that are left running run on."""
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    def watch(self, report: Callable[[Job, BackendState], None]) -> None:
+        """Be given what to call, on the event loop, when the backend tells of a job by itself."""
+
+    def plan_submissions(self, jobs: Sequence[Job]) -> list[Submission]:
+        """Decide which jobs go to the backend together, in which order. Does nothing else."""
+        return [Submission(self.submission_key(job), (job,)) for job in jobs]
+
+    async def submit(self, submission: Submission) -> Mapping[Job, int | str | Exception]:
+        """Submit in one round trip; give for each job its native id, or why it was not accepted.
+
+        Raises:
+            SubmitError: If none was accepted.
+        """
+        return {job: await self.submit_job(job) for job in submission.jobs}
+
+    async def kill_jobs(self, jobs: Sequence[Job], force: bool = False) -> None:
+        """Have the backend end many jobs: TERM, and KILL for those that stay.
+
+        Args:
+            jobs: The jobs.
+            force: False: ask them to end. True: they had their grace, end them.
+
+        Raises:
+            ExceptionGroup: If some could not be asked; the others were.
+        """
+        results = await asyncio.gather(*map(self.kill_job, jobs), return_exceptions=True)
+        errors = [result for result in results if isinstance(result, Exception)]
+        if errors:
+            raise ExceptionGroup(f"{len(errors)} of {len(jobs)} jobs could not be killed", errors)
+
+    async def poll_jobs(self, jobs: Sequence[Job]) -> Mapping[Job, BackendState]:
+        """Ask the backend about many jobs at once. A job that is missing in the answer is unknown.
+
+        Raises:
+            SchedulerError: If the backend did not answer: all are unknown.
+        """
+        states = {}
+        for job in jobs:
+            try:
+                running = await self.job_is_running(job)
+            except Exception as exc:
+                logger.debug("%s: cannot ask about %r: %r", self.name, job, exc)
+                continue
+            states[job] = BackendState(Phase.RUNNING if running else Phase.GONE)
+        return states
+
+    async def find_submitted(self, keys: Iterable[str]) -> Mapping[str, int | str]:
+        """Find, by their keys, submissions whose answer was lost. Keys that are missing: not there."""
+        return {}
+
+    async def job_fails_before_running(self, job: Job) -> bool:
+        """Tell whether a submitted job has failed without having run, as far as the backend knows."""
+        return False
+
+    @property
+    def leaves_events(self) -> bool:
+        """Whether jobs announce their changes in the event spool; False where something is faster."""
+        return self.uses_wrapper
+
+    # --- making jobs and their scripts ---------------------------------------------------------
+
+    def create_job(
+        self, index: int, cmd: CommandType, envs: Mapping[str, object] | None = None
+    ) -> Job:
+        """Make a job of this scheduler's `job_class`, with its folder.
+
+        Raises:
+            WorkdirError: If its folder cannot be made.
+        """
+        try:
+            return self.job_class(
+                index,
+                cmd,
+                workdir=self.workdir,
+                error_retry=self.error_strategy is JobErrorStrategy.RETRY,
+                num_retries=self.num_retries,
+                envs=envs,
+            )
+        except OSError as exc:
+            raise WorkdirError(exc.errno, f"Cannot make the folder of job {index}: {exc}") from exc
+
+    def submission_key(self, job: Job) -> str:
+        """Give the key under which the backend carries the current attempt of a job."""
+        return f"xq-{self.run_id}-{job.index}-{job.trial_count}"
+
+    def claim_tag(self, job: Job) -> str:
+        """Give what the claims of the current attempt of a job are named after."""
+        return f"{self.run_id}-{job.trial_count}"
+
+    @property
+    def jobcmd_wrapper_init(self) -> str:
+        """Bash code near the top of the wrapper, before the job is claimed: definitions only."""
+        return ""
+
+    def jobcmd_shebang(self, job: Job) -> str:
+        """Give the first line of the wrapper; lines with a backend's own options may follow it."""
+        return f"#!{JOBCMD_WRAPPER_LANG} -p"
+
+    def jobcmd_init(self, job: Job) -> str:
+        """Give the bash code that plugins want run before the prescript."""
+        return "\n".join(self.hooks.call("on_jobcmd_init", self, job))
+
+    def jobcmd_prep(self, job: Job) -> str:
+        """Give the bash code that plugins want run before the command."""
+        return "\n".join(self.hooks.call("on_jobcmd_prep", self, job))
+
+    def jobcmd_end(self, job: Job) -> str:
+        """Give the bash code that plugins want run after the command."""
+        return "\n".join(self.hooks.call("on_jobcmd_end", self, job))
+
+    def wrap_job_script(self, job: Job) -> str:
+        """Render the wrapper of the current attempt of a job. Bytes that are no text are surrogates.
+
+        Raises:
+            InvalidJobError: If the command or an environment variable cannot be passed.
+        """
+        metadir = str(job.metadir.mounted)
+        workdir = str(self.workdir.mounted)
+        cwd = self.cwd if job.cwd is None else job.cwd
+        native_id = f"${{{self.native_id_variable}:--}}" if self.native_id_variable else "-"
+        return wrapper.render(
+            {
+                "shebang": self.jobcmd_shebang(job),
+                "wrapper_init": self.jobcmd_wrapper_init,
+                "parameters": wrapper.build_parameters(
+                    index=job.index,
+                    attempt=job.trial_count,
+                    directory=metadir,
+                    spool=f"{workdir}/.run/events" if self.leaves_events else "",
+                    timeout_s=0 if self.enforces_timeout else self.timeout_of(job),
+                    grace_s=self.kill_grace_s,
+                    native_id=native_id,
+                ),
+                "environment": wrapper.build_environment(
+                    {
+                        "XQUTE_JOB_INDEX": str(job.index),
+                        "XQUTE_METADIR": workdir,
+                        "XQUTE_JOB_METADIR": metadir,
+                        "XQUTE_JOB_TRIAL": str(job.trial_count),
+                        **job.envs,
+                    }
+                ),
+                "cwd": "" if cwd is None else os.fspath(cwd),
+                "jobcmd_init": self.jobcmd_init(job),
+                "prescript": self.prescript,
+                "cmd": wrapper.quote_command(job.cmd),
+                "jobcmd_prep": self.jobcmd_prep(job),
+                "postscript": self.postscript,
+                "jobcmd_end": self.jobcmd_end(job),
+            }
+        )
+
+    def wrapped_job_script(self, job: Job) -> SpecPath:
+        """Write the wrapper of a job, readable by the user only, and give its path.
+
+        Raises:
+            InvalidJobError: See `wrap_job_script`.
+            OSError: If it cannot be written.
+        """
+        name = f"job.wrapped.{self.name}"
+        job.write_file(name, self.wrap_job_script(job))
+        return job.metadir / name
+
+    def timeout_of(self, job: Job) -> float:
+        """Give the seconds after its start until a job is ended; 0: no limit."""
+        return self.timeout if job.timeout is None else job.timeout
+
+    # --- one job at a time, without an engine --------------------------------------------------
+
+    async def submit_job_and_update_status(self, job: Job) -> None:
+        """Submit a job unless it is in the backend already; hooks included.
+
+        A failure to submit is told in ``job.stderr``, as rc -2 and as FAILED; it does not raise.
+        """
+        if await self.job_is_submitted_or_running(job):
+            logger.info("%s: %r is already submitted or running", self.name, job)
+            return
+        hooks = self.hooks
+        if False in await hooks.acall("on_job_submitting", self, job):
+            return
+        job.clean()
+        try:
+            if not job.cmd:
+                raise InvalidJobError(f"Job {job.index} has an empty command")
+            job.jid = await self.submit_job(job)
+        except Exception as exc:
+            logger.error("%s: %r could not be submitted: %s", self.name, job, exc)
+            job.write_file("job.stderr", f"{type(exc).__name__}: {exc}\n")
+            job.write_file("job.rc", str(RC_NOT_SUBMITTED))
+            job.enter(JobStatus.FAILED)
+            await hooks.acall("on_job_failed", self, job)
+            return
+        job.enter(JobStatus.SUBMITTED)
+        await hooks.acall("on_job_submitted", self, job)
+
+    async def kill_job_and_update_status(self, job: Job) -> None:
+        """Kill a job, hooks included, and return when the backend has been asked.
+
+        Where a run drives the job, this is a request to that run.
+        """
+        if self.driver is not None and self.driver.drives(job):
+            await self.driver.kill(job)
+            return
+        hooks = self.hooks
+        if False in await hooks.acall("on_job_killing", self, job):
+            return
+        job.enter(JobStatus.KILLING)
+        await self.kill_job(job)
+        job.enter(JobStatus.FINISHED)
+        await hooks.acall("on_job_killed", self, job)
+
+    async def retry_job(self, job: Job) -> None:
+        """Put the files of an attempt aside and submit the next one."""
+        job.clean(retry=True)
+        job.trial_count += 1
+        job.enter(JobStatus.RETRYING)
+        await self.submit_job_and_update_status(job)
+
+    async def polling_jobs(self, jobs: Sequence[Job], on: str, polling_counter: int = 0) -> bool:
+        """Look at jobs once, calling the hooks for what has changed.
+
+        Args:
+            jobs: The jobs.
+            on: "submittable": whether there is room for another. "all_done": whether all have ended.
+            polling_counter: How often this was called, for `on_job_polling`.
+
+        Raises:
+            ValueError: If `on` is neither.
+        """
+        if on not in ("submittable", "all_done"):
+            raise ValueError(f"Jobs are polled on 'submittable' or 'all_done', not {on!r}")
+        hooks = self.hooks
+        n_in_backend = n_ended = 0
+        for job in jobs:
+            before = job._status
+            status = job.status
+            if status in _IN_BACKEND:
+                n_in_backend += 1
+                if status is JobStatus.RUNNING:
+                    await hooks.acall("on_job_polling", self, job, polling_counter)
+            n_ended += status in _ENDED
+            if status is before:
+                continue
+            if before is JobStatus.SUBMITTED:
+                await hooks.acall("on_job_started", self, job)
+            if status in _ENDED:
+                killed = before is JobStatus.KILLING
+                succeeded = "on_job_succeeded" if status is JobStatus.FINISHED else "on_job_failed"
+                await hooks.acall("on_job_killed" if killed else succeeded, self, job)
+        return n_in_backend < self.forks if on == "submittable" else n_ended == len(jobs)
+
+    async def kill_running_jobs(self, jobs: Sequence[Job]) -> None:
+        """Kill those of the jobs that are in the backend, hooks included."""
+        running = [job for job in jobs if job.status in (JobStatus.SUBMITTED, JobStatus.RUNNING)]
+        await asyncio.gather(*map(self.kill_job_and_update_status, running))
+
+    async def job_is_submitted_or_running(self, job: Job) -> bool:
+        """Tell whether the backend has the job; False where that is unknown."""
+        if job.jid is None:
+            return False
+        try:
+            return await self.job_is_running(job)
+        except Exception as exc:
+            logger.debug("%s: cannot ask about %r: %r", self.name, job, exc)
+            return False
+
+
+def _at_least(minimum: int, name: str, value: int) -> int:
+    if not isinstance(value, int) or value < minimum:
+        raise ConfigError(f"{name} must be a whole number of at least {minimum}: {value!r}")
+    return value
+
+
+def _absolute(path: str | os.PathLike[str]) -> str:
+    text = os.fspath(path) if isinstance(path, Path) else str(path)
+    return text if "://" in text else os.path.abspath(text)
+
+
+def _check_workdir(workdir: str) -> None:
+    """Say at once if `workdir` cannot become a folder that we can write to."""
+    there = workdir
+    while not os.path.lexists(there) and there != os.path.dirname(there):
+        there = os.path.dirname(there)
+    if not os.path.isdir(there):
+        raise WorkdirError(f"The workdir {workdir} cannot be used: {there} is not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise WorkdirError(f"The workdir {workdir} cannot be used: {there} is not writable")

@@ -1,0 +1,134 @@
+"""The scheduler that runs jobs as processes of this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import inspect
+import os
+import signal
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .. import _protocol
+from .._processes import ProcessTable, kill_sessions, signal_group
+from ..defaults import JOBCMD_WRAPPER_LANG
+from ..errors import SubmitError, XquteWarning
+from ..job import Job
+from ..scheduler import BackendState, Phase, Scheduler
+
+__all__ = ["LocalScheduler"]
+
+
+class LocalScheduler(Scheduler):
+    """Runs each job as a process group and session of its own on this machine.
+
+    The native job id is the wrapper's process id. It alone is never trusted: a process is taken for
+    a job only if it is a child that was not reaped yet, or if the job's start claim names its start
+    time and this boot.
+
+    When a job has ended, what it left running in its process group is killed; when it was killed,
+    also what is left in its session.
+    """
+
+    name = "local"
+    enforces_timeout = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._table = ProcessTable(self._on_exit)
+        self._report: Callable[[Job, BackendState], None] | None = None
+        if self.config:
+            warnings.warn(_unknown_keywords(self.config), XquteWarning, stacklevel=2)
+
+    @property
+    def leaves_events(self) -> bool:
+        """Whether jobs announce changes: only where a subclass starts them by other means."""
+        return type(self).submit_job is not LocalScheduler.submit_job
+
+    def watch(self, report: Callable[[Job, BackendState], None]) -> None:
+        """Tell `report` of each start and exit, at once."""
+        self._report = report
+        self._table.attach(asyncio.get_running_loop())
+
+    async def close(self) -> None:
+        """Stop watching; processes run on."""
+        self._table.detach()
+        self._report = None
+
+    async def submit_job(self, job: Job) -> int | str:
+        """Start the wrapper of a job; give its process id.
+
+        Raises:
+            SubmitError: If the process cannot be made; transient if for want of memory or processes.
+        """
+        script = str(self.wrapped_job_script(job))
+        try:
+            pid = self._table.spawn([JOBCMD_WRAPPER_LANG, "-p", script], job)
+        except (BlockingIOError, MemoryError) as exc:
+            raise SubmitError(f"No process can be made: {exc}", transient=True) from exc
+        except OSError as exc:
+            raise SubmitError(f"{JOBCMD_WRAPPER_LANG} cannot be started: {exc}") from exc
+        if self._report is not None:
+            self._report(job, BackendState(Phase.RUNNING))
+        return pid
+
+    def _on_exit(self, job: Job, rc: int | None) -> None:
+        if self._report is not None:
+            self._report(job, BackendState(Phase.ENDED, rc))
+
+    async def job_is_running(self, job: Job) -> bool:
+        """Tell whether the wrapper of the job still runs."""
+        pid = _as_pid(job.jid)
+        if pid is None:
+            return False
+        mine = self._table.is_running(pid, job)
+        if mine is not None:
+            return mine
+        claim = _protocol.read_start_claim(job.local_dir, self.claim_tag(job))
+        if claim is None or claim.revoked or claim.pid != pid:
+            return False
+        return _protocol.claim_is_alive(claim) is True
+
+    async def kill_job(self, job: Job) -> None:
+        """End a job: TERM, the grace period, KILL; return when it is gone."""
+        deadline_s = asyncio.get_running_loop().time() + self.kill_grace_s
+        await self._signal([job], signal.SIGTERM)
+        pause_s = 0.005
+        while await self.job_is_running(job):
+            if asyncio.get_running_loop().time() > deadline_s:
+                await self._signal([job], signal.SIGKILL)
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, 0.1)
+
+    async def kill_jobs(self, jobs: Sequence[Job], force: bool = False) -> None:
+        """Send TERM, or KILL, to the process groups of the jobs."""
+        if type(self).kill_job is not LocalScheduler.kill_job:
+            await super().kill_jobs(jobs, force)
+        else:
+            await self._signal(jobs, signal.SIGKILL if force else signal.SIGTERM)
+
+    async def _signal(self, jobs: Sequence[Job], sig: signal.Signals) -> None:
+        running = [job for job in jobs if await self.job_is_running(job)]
+        pids = [int(job.jid) for job in running if job.jid is not None]
+        for pid in pids:
+            self._table.mark_killed(pid)
+            signal_group(pid, sig)
+        if sig is signal.SIGKILL:
+            kill_sessions(set(pids))
+
+
+def _as_pid(jid: int | str | None) -> int | None:
+    """The process id in a native job id; None for anything that is none."""
+    text = str(jid)
+    return int(text) if text.isascii() and text.isdigit() and int(text) > 1 else None
+
+
+def _unknown_keywords(config: dict[str, Any]) -> str:
+    known = [name for name in inspect.signature(Scheduler).parameters if name != "config"]
+    words = []
+    for name in config:
+        close = difflib.get_close_matches(name, known, n=1)
+        words.append(f"{name!r}" + (f" (did you mean {close[0]!r}?)" if close else ""))
+    return f"The local scheduler does not know {', '.join(words)}; it is ignored"

@@ -1,0 +1,58 @@
+"""The logger of xqute, and a type for commands."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from .defaults import LOGGER_NAME
+
+__all__ = ["CommandType", "DuplicateFilter", "logger"]
+
+#: A command: one string, split like a shell splits words, or the words themselves.
+CommandType: TypeAlias = str | Sequence[object]
+
+
+class DuplicateFilter(logging.Filter):
+    """Drops a record that is equal to the one before it."""
+
+    def __init__(self, name: str = "") -> None:
+        super().__init__(name)
+        self._last: tuple[str, int, str] | None = None
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether `record` differs from the one before."""
+        current = (record.module, record.levelno, record.getMessage())
+        is_new = current != self._last
+        self._last = current
+        return is_new
+
+
+class _LazyRichHandler(logging.Handler):
+    """A `rich.logging.RichHandler` that is made when the first record comes (rich is slow to import)."""
+
+    _rich: logging.Handler | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._rich is None:
+            from rich.console import Console
+            from rich.logging import RichHandler
+
+            self._rich = RichHandler(
+                console=Console(stderr=True), show_path=False, omit_repeated_times=False
+            )
+            self._rich.setFormatter(logging.Formatter("%(message)s", datefmt="[%X]"))
+        self._rich.handle(record)
+
+
+def _make_logger() -> logging.Logger:
+    made = logging.getLogger(LOGGER_NAME)
+    made.setLevel(os.environ.get("XQUTE_LOG_LEVEL", "INFO").upper())
+    if not made.handlers:
+        made.addHandler(_LazyRichHandler())
+    return made
+
+
+logger = _make_logger()

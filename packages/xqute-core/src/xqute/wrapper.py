@@ -1,0 +1,283 @@
+"""The bash script around one attempt of one job: its text, rendered from `wrapper.sh`."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import resources
+from typing import Final, NamedTuple
+
+from .errors import InvalidJobError
+
+__all__ = [
+    "build_environment",
+    "build_parameters",
+    "check_command",
+    "check_env",
+    "quote",
+    "quote_command",
+    "render",
+]
+
+# The longest argument, or `NAME=value`, that exec takes: 32 pages, less the NUL at its end.
+MAX_ARGUMENT_BYTES: Final = 131_071
+
+# Sections of code that hooks or users write; with one of them the command has a shell around it.
+_HOOKS: Final = ("jobcmd_init", "prescript", "jobcmd_prep", "postscript", "jobcmd_end")
+_SECTIONS: Final = frozenset(
+    ("shebang", "wrapper_init", "parameters", "environment", "cwd", "cmd", *_HOOKS)
+)
+
+# A command of such a name is the shell's own and needs no exec (bash 4.2 to 5.3).
+_BUILTINS: Final = frozenset(
+    [
+        *(".", ":", "[", "alias", "bg", "bind", "break", "builtin", "caller", "cd", "command"),
+        *("compgen", "complete", "compopt", "continue", "declare", "dirs", "disown", "echo"),
+        *("enable", "eval", "exec", "exit", "export", "false", "fc", "fg", "getopts", "hash"),
+        *("help", "history", "jobs", "kill", "let", "local", "logout", "mapfile", "popd", "printf"),
+        *("pushd", "pwd", "read", "readarray", "readonly", "return", "set", "shift", "shopt"),
+        *("source", "suspend", "test", "times", "trap", "true", "type", "typeset", "ulimit"),
+        *("umask", "unalias", "unset", "wait"),
+    ]
+)
+
+_ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# Bash refuses to change these.
+_READONLY: Final = frozenset(("UID", "EUID", "PPID", "BASHOPTS", "SHELLOPTS", "BASH_VERSINFO"))
+# And these it computes itself, whatever is exported.
+_LOST: Final = frozenset(
+    ("_", "BASH_ARGC", "BASH_ARGV", "BASH_LINENO", "BASH_SOURCE", "PIPESTATUS")
+)
+# These too, until they are unset.
+_DYNAMIC: Final = frozenset(
+    [
+        *("BASHPID", "BASH_ALIASES", "BASH_ARGV0", "BASH_CMDS", "BASH_COMMAND", "BASH_MONOSECONDS"),
+        *("BASH_SUBSHELL", "DIRSTACK", "EPOCHREALTIME", "EPOCHSECONDS", "FUNCNAME", "GROUPS"),
+        *("HISTCMD", "LINENO", "OPTIND", "RANDOM", "SECONDS", "SRANDOM"),
+    ]
+)
+
+_NEEDS_OCTAL: Final = re.compile(rb"[^ -&(-\[\]-~]")
+_CODE_NEEDS_OCTAL: Final = re.compile(rb"[^\t\n -&(-\[\]-~]")
+
+
+def quote(text: str) -> str:
+    """One bash word that stands for exactly these bytes, itself printable ASCII.
+
+    Surrogates are bytes, as `os.fsdecode` makes them. ValueError: a NUL, or a surrogate that is no
+    byte.
+    """
+    if text.isascii() and text.isprintable() and "'" not in text:
+        return f"'{text}'"
+    return f"$'{_NEEDS_OCTAL.sub(_octal, _encode(text)).decode()}'"
+
+
+def quote_command(argv: Sequence[str]) -> str:
+    """The command as bash reads it. Every word is quoted, so none is an alias, keyword or glob."""
+    return " ".join(map(quote, argv))
+
+
+def check_command(argv: Sequence[str]) -> None:
+    """Raise InvalidJobError for a command that no process can be started with."""
+    if not argv:
+        raise InvalidJobError("The command is empty.")
+    if not argv[0]:
+        raise InvalidJobError("The command's name is an empty string.")
+    for position, argument in enumerate(argv):
+        # Four bytes are the most that one character takes.
+        if "\0" in argument or not argument.isascii() or len(argument) > MAX_ARGUMENT_BYTES:
+            _check_bytes(argument, f"Argument {position} of the command")
+
+
+def check_env(name: str, value: str) -> None:
+    """Raise InvalidJobError for a variable that bash cannot hand over exactly as it is."""
+    if not _ENV_NAME.fullmatch(name):
+        raise InvalidJobError(
+            f"Environment variable {name!r}: a name is made of ASCII letters, digits and '_', "
+            "and does not begin with a digit."
+        )
+    if name in _READONLY:
+        raise InvalidJobError(f"Environment variable {name}: readonly in bash.")
+    if name in _LOST:
+        raise InvalidJobError(f"Environment variable {name}: bash sets it itself.")
+    if name.startswith("xq_"):
+        raise InvalidJobError(f"Environment variable {name}: names with xq_ are the wrapper's own.")
+    _check_bytes(f"{name}={value}", f"Environment variable {name}")
+
+
+def build_parameters(
+    *,
+    index: int,
+    attempt: int,
+    directory: str,
+    spool: str = "",
+    timeout_s: float = 0,
+    grace_s: float = 10,
+    restart: str = "0",
+    native_id: str = "-",
+) -> str:
+    """The section `parameters`.
+
+    Args:
+        index: the job's.
+        attempt: the job's `trial_count`.
+        directory: the job's folder, absolute, as seen from where it runs.
+        spool: the folder for event names, as seen from there; empty: none is wanted.
+        timeout_s: seconds from the start claim to TERM; 0: no limit, or not the wrapper's business.
+        grace_s: seconds between TERM and KILL.
+        restart: a bash word that gives the number of the backend's own restart.
+        native_id: a bash word that gives the backend's id of this job.
+    """
+    text = f"xq_index={index}\nxq_attempt={attempt}\nxq_dir={quote(directory)}\n"
+    if native_id != "-":
+        text += f"xq_native={native_id}\n"
+    if spool:
+        text += f"xq_restart={restart}\nxq_spool={quote(spool)}\n"
+    if timeout_s:
+        text += f"xq_timeout_s={timeout_s:.3f}\nxq_grace_s={grace_s:.3f}\n"
+    return text
+
+
+def build_environment(envs: Mapping[str, str]) -> str:
+    """The section `environment`; its names and values have passed `check_env`."""
+    if not envs:
+        return ""
+    words = " ".join([f"{name}={quote(value)}" for name, value in envs.items()])
+    # A locale that is not installed makes bash complain where the command's stderr is.
+    text = f"export {words} 2>/dev/null\n"
+    if dynamic := _DYNAMIC.intersection(envs):
+        text = f"unset -v {' '.join(sorted(dynamic))}\n{text}"
+    return text
+
+
+def render(sections: Mapping[str, str]) -> str:
+    """The whole script.
+
+    Args:
+        sections: by name; one that is missing or empty leaves nothing behind.
+            shebang: the first lines, verbatim; default `#!/bin/bash -p`.
+            wrapper_init: code of the scheduler, before anything else happens.
+            parameters, environment: as built here.
+            cwd: the path of the working directory.
+            cmd: the command, as `quote_command` gives it.
+            jobcmd_init, prescript, jobcmd_prep, postscript, jobcmd_end: bash code.
+
+    Raises:
+        ValueError: there is no section of such a name, or none of `parameters` or `cmd`.
+    """
+    if not sections.keys() <= _SECTIONS:
+        raise ValueError(f"No such sections: {', '.join(sorted(sections.keys() - _SECTIONS))}")
+    command = sections.get("cmd", "")
+    parameters = sections.get("parameters", "")
+    if not command or not parameters:
+        raise ValueError("A script needs the sections 'cmd' and 'parameters'.")
+    hooked = any(map(sections.get, _HOOKS))
+    cwd = sections.get("cwd", "")
+    plan = _plan(
+        spool="xq_spool=" in parameters,
+        timeout="xq_timeout_s=" in parameters,
+        hooked=hooked,
+        cwd=bool(cwd),
+    )
+    texts = {
+        name: text if text.endswith("\n") else f"{text}\n"
+        for name, text in sections.items()
+        if text
+    }
+    texts.setdefault("shebang", "#!/bin/bash -p\n")
+    execute = "" if _first_word(command) in _BUILTINS else "exec -- "
+    if hooked:
+        texts["cmd"] = (
+            f"cmd={_quote_code(command)} xq_exec='{execute}' xq_name={command.partition(' ')[0]}\n"
+        )
+        for name in ("jobcmd_init", "prescript", "jobcmd_prep"):
+            if code := sections.get(name):
+                # Not reached after a syntax error, which ends an eval and nothing else.
+                texts[name] = (
+                    f"xq_whole=''; eval {_quote_code(f'{code}{chr(10)}xq_whole=1')}\n"
+                    "[[ $xq_whole ]] || exit 2\n"
+                )
+        for name in ("postscript", "jobcmd_end"):
+            if code := sections.get(name):
+                texts[name] = f"eval {_quote_code(code)}\n"
+    else:
+        texts["run"] = f"{execute}{command}\n"
+    if cwd:
+        where = cwd if cwd.startswith("/") else f"./{cwd}"
+        texts["cwd"] = f"if cd {quote(where)} 2>&3; then\n"
+    get = texts.get
+    return "".join([get(piece.text, "") if piece.is_place else piece.text for piece in plan])
+
+
+class _Piece(NamedTuple):
+    text: str  # to be copied, or the name of a place
+    is_place: bool
+
+
+@cache
+def _plan(*, spool: bool, timeout: bool, hooked: bool, cwd: bool) -> tuple[_Piece, ...]:
+    """The template with only these blocks, without comments, as text between places."""
+    wanted = {
+        "spool": spool,
+        "timeout": timeout,
+        "hooked": hooked,
+        "cwd": cwd,
+        "plain": not hooked,
+        "direct": not timeout,
+    }
+    template = resources.files(__package__).joinpath("wrapper.sh").read_text("ascii")
+    pieces = [_Piece("shebang", is_place=True)]
+    copied: list[str] = []
+    blocks: list[str] = []
+    place = ""
+    for line in map(str.strip, template.splitlines()[1:]):
+        if line.startswith("#?"):
+            name = line[2:].strip()
+            blocks = [*blocks, name] if name else blocks[:-1]
+        elif not all(map(wanted.__getitem__, blocks)):
+            pass
+        elif line.startswith("#@"):
+            place = line[2:].strip()
+            if place:
+                pieces += (_Piece("".join(copied), is_place=False), _Piece(place, is_place=True))
+                copied = []
+        elif line and not place and not line.startswith("#"):
+            copied.append(f"{line}\n")
+    return (*pieces, _Piece("".join(copied), is_place=False))
+
+
+def _quote_code(code: str) -> str:
+    """One bash word that stands for this code, with its lines kept, itself ASCII."""
+    if code.isascii() and code.replace("\n", "").replace("\t", "").isprintable():
+        return "'" + code.replace("'", "'\\''") + "'"
+    return f"$'{_CODE_NEEDS_OCTAL.sub(_octal, _encode(code)).decode()}'"
+
+
+def _first_word(command: str) -> str:
+    """The command's name, if it is plain text; a name with `$'..'` is no builtin's."""
+    return command[1 : command.find("'", 1)] if command.startswith("'") else ""
+
+
+def _octal(match: re.Match[bytes]) -> bytes:
+    return b"\\%03o" % match[0][0]
+
+
+def _encode(text: str) -> bytes:
+    if "\0" in text:
+        raise ValueError("a NUL cannot be passed to a program")
+    return os.fsencode(text)
+
+
+def _check_bytes(text: str, what: str) -> None:
+    try:
+        size = len(_encode(text))
+    except UnicodeEncodeError as exc:
+        raise InvalidJobError(f"{what} holds {text[exc.start]!r}, which is no byte.") from exc
+    except ValueError as exc:
+        raise InvalidJobError(f"{what} holds a NUL.") from exc
+    if size > MAX_ARGUMENT_BYTES:
+        raise InvalidJobError(
+            f"{what} is {size} bytes long; the system takes {MAX_ARGUMENT_BYTES} at the most."
+        )

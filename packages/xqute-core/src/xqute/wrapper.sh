@@ -1,0 +1,234 @@
+#!/bin/bash -p
+# Runs one attempt of one job and tells its end (bash >= 4.2, built-ins only). `xqute.wrapper` renders it:
+#
+#   #@ name ... #@   the lines between are an example of what is put there
+#   #? name ... #?   the lines between are kept only where that is needed
+#
+# Lines that only comment, and indentation, are dropped. The outer shell runs no line of a user's:
+# the job, with its environment, its hooks and its command, has a subshell of its own, and whatever
+# happens there ends as an exit code. Names that begin with `xq_` are the wrapper's; `cmd` and `rc`
+# are for hooks to read, and `cmd` to replace.
+#@ parameters
+xq_index=0          # the job's index
+xq_attempt=0        # which attempt this is, from 0
+xq_restart=0        # how often the backend itself restarted this attempt
+xq_dir=/tmp/job     # the job's folder, as seen from here
+xq_spool=/tmp       # where to leave event names
+xq_timeout_s=60     # seconds until TERM
+xq_grace_s=10       # seconds between TERM and KILL
+xq_native=          # the backend's own id of this job
+#@
+#@ wrapper_init
+#@
+
+# Create $1 exclusively and say $2 in it. True: ours, even if the disk was too full for the words.
+xq_claim() {
+    xq_won=''
+    set -C
+    { xq_won=1; printf '%s\n' "$2"; } >"$1"
+    set +C
+    [[ $xq_won ]]
+} 2>/dev/null
+
+#? spool
+# Leave `<index>.<attempt>.<restart>.<status>.<rc>.<epoch ms>`: a name, created at once, without content.
+xq_tell() {
+    local now=${EPOCHREALTIME-}
+    if [[ $now ]]; then now=${now//[!0-9]/}; else printf -v now '%(%s)T000000' -1; fi
+    : >"$xq_spool/$xq_index.$xq_attempt.$xq_restart.$1.$2.${now%???}"
+} 2>/dev/null
+#?
+
+# One byte over another: readers see one status or the other, never an empty file.
+xq_status() { printf '%s' "$1" 1<>"$xq_dir/job.status"; }
+
+# The end, once: whoever creates the end claim writes job.rc and job.status.
+xq_finish() {
+    trap '' TERM INT HUP QUIT XCPU USR1 USR2
+    local status=7
+    [[ $xq_rc == 0 && -z $xq_cause ]] && status=6
+    if xq_claim "$xq_dir/job.end.$xq_attempt" "$xq_rc $status ${xq_cause:-${xq_term:+TERMINATED}}"; then
+        printf '%s' "$xq_rc" >"$xq_dir/job.rc"
+        xq_status "$status"
+#? spool
+        xq_tell "$status" "$xq_rc"
+#?
+    fi
+}
+
+#? hooked
+# The command's exit code, if it ended: the job's shell appends it to the start claim.
+xq_told() {
+    local what='' told=''
+    while [[ $what != rc= ]] && IFS=' ' read -r what told; do :; done <"$xq_dir/job.start.$xq_attempt"
+    [[ $what == rc= ]] && xq_rc=$told
+}
+#?
+
+#? timeout
+# Signal $1 to everything of this job: the group if it is ours (this shell included), else all below.
+xq_signal() {
+    trap '' TERM
+    if [[ ${xq_stat[2]-} == "$$" ]]; then kill -s "$1" 0; else xq_signal_below "$$" "$1"; fi
+    trap xq_term=1 TERM
+}
+xq_signal_below() {
+    local pid children=''
+    { IFS= read -r children <"/proc/$1/task/$1/children"; } 2>/dev/null
+    while [[ $children == *[0-9]* ]]; do
+        pid=${children%%[!0-9]*}
+        children=${children#"$pid"}
+        children=${children# }
+        xq_signal_below "$pid" "$2"
+        kill -s "$2" "$pid"
+    done
+}
+#?
+
+# The job, from its environment to its last hook. What bash itself would say of it ("Killed", ...)
+# goes nowhere: job.stderr, here 3, is the command's.
+xq_rc=122 xq_cause=SETUP # until the outputs are open
+xq_attempt() {
+    xq_rc=125 # until the working directory is entered
+    xq_status 4
+#? spool
+    xq_tell 4 -1
+#?
+#? cwd
+#@ cwd
+    if cd /tmp 2>&3; then
+#@
+#?
+    (
+        if [[ $xq_term ]]; then exit 143; fi
+#@ environment
+export XQUTE_JOB_INDEX=0
+#@
+#? hooked
+        # A kill that comes before the command means that it shall not start.
+        trap 'exit 143' TERM
+        trap 'exit 130' INT
+        trap 'exit 129' HUP
+        trap 'exit 131' QUIT
+        trap 'exit 152' XCPU
+        xq_rc=''
+        # shellcheck disable=SC2317  # reached through the trap
+        xq_end() {
+            :
+#@ jobcmd_end
+            eval :
+#@
+        }
+        # shellcheck disable=SC2317  # reached through the trap
+        xq_over() {
+            rc=$?
+            if [[ $xq_rc ]]; then
+                rc=$xq_rc
+                xq_end
+            else
+                # A command that never ran did not succeed. Here its `exit` would be taken for ours.
+                if ((rc == 0)); then rc=1; fi
+                (xq_end)
+            fi
+        }
+        trap xq_over EXIT
+#@ jobcmd_init
+        xq_whole='' ; eval 'xq_whole=1'; [[ $xq_whole ]] || exit 2
+#@
+#@ prescript
+        xq_whole='' ; eval 'xq_whole=1'; [[ $xq_whole ]] || exit 2
+#@
+        # An exported variable of this name is the command's; it comes back below.
+        xq_had=${cmd+x} xq_old=${cmd-}
+#@ cmd
+        cmd='true' xq_exec='exec -- ' xq_name='true'
+#@
+        xq_cmd=$cmd
+#@ jobcmd_prep
+        xq_whole='' ; eval 'xq_whole=1'; [[ $xq_whole ]] || exit 2
+#@
+        builtin set +emu +o pipefail
+        if [[ $cmd != "$xq_cmd" ]] || builtin declare -F -- "$xq_name" >/dev/null; then xq_exec=''; fi
+        builtin trap : TERM INT HUP QUIT XCPU USR1 USR2
+        (
+            xq_cmd=$cmd
+            builtin unset -v cmd
+            if [[ $xq_had ]]; then builtin export cmd="$xq_old"; fi
+            builtin eval "$xq_exec$xq_cmd"
+        )
+        xq_rc=$?
+        builtin printf 'rc= %s\n' "$xq_rc" >>"$xq_dir/job.start.$xq_attempt"
+        rc=$xq_rc
+#@ postscript
+        eval :
+#@
+        exit "$xq_rc"
+#?
+#? plain
+#@ run
+        # shellcheck disable=SC2317  # the block above is left out
+        exec -- 'true'
+#@
+#?
+    ) 2>&3 3>&-
+    xq_rc=$? xq_cause=''
+#? hooked
+    if ! xq_told && ((xq_rc <= 128)); then
+        xq_cause=NOT_STARTED
+        if ((xq_rc == 0)); then
+            xq_rc=1
+            printf 'xqute: the prescript or a hook ended the job before its command, with exit code 0\n' >&3
+        fi
+    fi
+#?
+#? cwd
+    fi
+#?
+} </dev/null >"$xq_dir/job.stdout" 3>"$xq_dir/job.stderr" 2>/dev/null
+
+#? timeout
+# The attempt in a shell of its own, which tells the waiting one; signals do not end either.
+xq_guard() {
+    trap : TERM INT HUP QUIT XCPU USR1 USR2
+    xq_attempt
+    printf '%s %s\n' "$xq_rc" "$xq_cause"
+}
+#?
+
+xq_term='' xq_boot='' xq_line=''
+trap xq_term=1 TERM INT HUP QUIT XCPU
+trap : USR1 USR2
+{ read -r xq_boot </proc/sys/kernel/random/boot_id; read -r xq_line <"/proc/$$/stat"; } 2>/dev/null
+# shellcheck disable=SC2206  # numbers
+xq_stat=(${xq_line##*) })
+if ! xq_claim "$xq_dir/job.start.$xq_attempt" \
+    "${HOSTNAME:--} ${xq_boot:--} $$ ${xq_stat[19]:--} ${xq_native:--}"; then
+    [[ -e $xq_dir/job.start.$xq_attempt ]] && exit 121
+    exit 122
+fi
+
+#? timeout
+exec {xq_pipe}< <(xq_guard)
+IFS=' ' TMOUT='' read -r -t "$xq_timeout_s" -u "$xq_pipe" xq_rc xq_cause
+if (($? > 128)); then
+    xq_signal TERM
+    IFS=' ' TMOUT='' read -r -t "$xq_grace_s" -u "$xq_pipe" xq_rc _
+    xq_cause=TIMEOUT
+fi
+# No word of it: it outlives even the grace, or somebody killed the shell that would have told.
+if [[ -z $xq_rc ]]; then
+    xq_rc=137
+#? hooked
+    xq_told
+#?
+    xq_finish
+    xq_signal KILL
+    exit "$xq_rc"
+fi
+#?
+#? direct
+xq_attempt
+#?
+
+xq_finish
+exit "$xq_rc"

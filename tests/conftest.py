@@ -1,0 +1,71 @@
+"""What all tests share: a clean environment, the markers `needs` and `concurrency`, a seed."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import sys
+import zlib
+
+import pytest
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("xqute")
+    group.addoption(
+        "--soak", type=int, default=1, metavar="N", help="run each `concurrency` test N times"
+    )
+    group.addoption(
+        "--seed", type=int, default=None, metavar="S", help="seed of the `seed` fixture and random"
+    )
+
+
+def pytest_configure(config):
+    if config.option.seed is None:  # a worker of pytest-xdist is given the option it has here
+        config.option.seed = random.randrange(2**32)
+
+
+def pytest_report_header(config):
+    return f"seed: {config.option.seed} (repeat with --seed={config.option.seed})"
+
+
+def pytest_generate_tests(metafunc):
+    rounds = metafunc.config.option.soak
+    if rounds > 1 and metafunc.definition.get_closest_marker("concurrency"):
+        metafunc.fixturenames.append("soak_round")
+        metafunc.parametrize("soak_round", range(rounds), ids=lambda n: f"round{n}")
+
+
+def pytest_runtest_setup(item):
+    for marker in item.iter_markers("needs"):
+        missing = [program for program in marker.args if shutil.which(program) is None]
+        if marker.kwargs.get("root") and os.geteuid() != 0:
+            missing.append("root's rights")
+        if missing:
+            reason = f"needs {', '.join(missing)}"
+            if os.environ.get("CI") == "true":
+                pytest.fail(f"{reason}; in CI that is a failure", pytrace=False)
+            pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True)
+def seed(request):
+    """An int of each test and round its own, the same again with --seed; `random` has it too."""
+    base = request.config.option.seed
+    value = zlib.crc32(f"{base} {request.node.nodeid}".encode())
+    random.seed(value)
+    request.node.add_report_section("setup", "seed", f"{value} (repeat with --seed={base})")
+    return value
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _clean_environment():
+    """Tests see no setting of the person who runs them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith("XQUTE_") or name in {"NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES"}:
+                patch.delenv(name)
+        # `xqute` and `python` are those of the interpreter that runs the tests, activated or not.
+        patch.setenv("PATH", os.path.dirname(sys.executable), prepend=os.pathsep)
+        yield
