@@ -59,7 +59,7 @@ class Peer(ABC):
         self.home = home
         self.parallel = parallel
 
-    def prepare(self) -> None:  # noqa: B027  # most need nothing
+    def prepare(self) -> None:
         """Make it ready to run.
 
         Raises:

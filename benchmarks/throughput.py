@@ -123,7 +123,7 @@ def throughput(bench: Bench) -> Section:
     section.aim(TARGETS)
     if public.runs:
         section.remarks.append(
-            f"{public.peer.name} ran {public.jobs} jobs a run: it looks for ended ones once a second"
+            f"{public.peer.name} ran {public.jobs} jobs a run, for it looks for ends once a second"
         )
     outside = [
         f"{entrant.peer.name} {Figure.of_median('', 's', each).value:.2f}"

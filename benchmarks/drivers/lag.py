@@ -12,36 +12,32 @@ PERIOD_S = 0.005
 
 
 class LagSampler:
-    """Asks the loop every 5 ms to be woken and notes by how many seconds it came late.
+    """Within its block, is called by the loop every 5 ms and notes by how many seconds late.
 
-    A loop that is blocked for 50 ms delays not one waking but ten, of which nine would never be
-    asked for; they are added, each 5 ms less late than the one before. So a quantile is one of
-    time: "at 99 % of all moments the loop would have answered within so many seconds".
+    A loop that is blocked for 50 ms delays not one call but ten, of which nine would never be asked
+    for; they are added, each 5 ms less late than the one before. So a quantile is one of time: "at
+    99 % of all moments the loop would have answered within so many seconds".
     """
 
     def __init__(self) -> None:
         self.lags_s: list[float] = []
 
-    async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._sample())
-        await asyncio.sleep(0)
+    def __enter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        self._due_s = self._loop.time() + PERIOD_S
+        self._handle = self._loop.call_at(self._due_s, self._note)
         return self
 
-    async def __aexit__(
+    def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        await asyncio.sleep(2 * PERIOD_S)  # so that a block that ends just now is noted
-        self._task.cancel()
-        await asyncio.wait([self._task])
+        self._note()  # what is due and was not called yet
+        self._handle.cancel()
 
-    async def _sample(self) -> None:
-        loop = asyncio.get_running_loop()
-        due = loop.time() + PERIOD_S
-        while True:
-            woken: asyncio.Future[None] = loop.create_future()
-            loop.call_at(due, woken.set_result, None)
-            await woken
-            now = loop.time()
-            while due <= now:
-                self.lags_s.append(now - due)
-                due += PERIOD_S
+    def _note(self) -> None:
+        now_s = self._loop.time()
+        while self._due_s <= now_s:
+            self.lags_s.append(now_s - self._due_s)
+            self._due_s += PERIOD_S
+        self._handle.cancel()
+        self._handle = self._loop.call_at(self._due_s, self._note)

@@ -13,7 +13,7 @@ import resource
 import shlex
 import sys
 import time
-from contextlib import AsyncExitStack
+from contextlib import nullcontext
 from typing import Any
 
 from lag import LagSampler
@@ -38,9 +38,7 @@ async def _measure(options: argparse.Namespace) -> dict[str, Any]:
     command = shlex.split(options.command)
     xq = Xqute(_scheduler(options.scheduler), forks=options.forks, workdir="jobs")
     sampler = LagSampler()
-    async with AsyncExitStack() as stack:
-        if options.lag:
-            await stack.enter_async_context(sampler)
+    with sampler if options.lag else nullcontext():
         cpu_s, started = _cpu_s(), time.perf_counter()
         for _ in range(options.jobs):
             await xq.feed(command)

@@ -30,7 +30,7 @@ class Gate:
         self.open = asyncio.Event()
 
     @plugin.impl
-    async def on_job_submitting(self, scheduler: Scheduler, job: Job) -> None:  # noqa: ARG002
+    async def on_job_submitting(self, scheduler: Scheduler, job: Job) -> None:
         """Wait for the gate."""
         await self.open.wait()
 

@@ -1,4 +1,4 @@
-"""xqute runs commands as jobs: on this machine, and on whatever a scheduler package is installed for.
+"""xqute runs commands as jobs: on this machine, and wherever a scheduler package can.
 
     import xqute
 

@@ -23,6 +23,7 @@ _DEFAULT_SIGNALS = [
     for sig in signal.Signals
     if sig not in (signal.SIGKILL, signal.SIGSTOP) and sig < getattr(signal, "SIGRTMIN", 32)
 ]
+_STDERR = 2
 #: Seconds between two looks at children for which there is no pidfd.
 _SWEEP_INTERVAL_S = 0.02
 
@@ -68,9 +69,8 @@ class ProcessTable:
         if self._sweep is not None:
             self._sweep.cancel()
             self._sweep = None
-        for child in self._by_pidfd.values():
-            assert child.pidfd is not None
-            os.close(child.pidfd)
+        for pidfd, child in self._by_pidfd.items():
+            os.close(pidfd)
             self._children[child.pid] = child._replace(pidfd=None)
         self._by_pidfd.clear()
         if self._epoll is not None:
@@ -129,7 +129,8 @@ class ProcessTable:
             self._killed.add(pid)
 
     def _on_readable(self) -> None:
-        assert self._epoll is not None
+        if self._epoll is None:
+            return
         self._reap([self._by_pidfd[fd] for fd, _ in self._epoll.poll(0) if fd in self._by_pidfd])
 
     def _sweep_children(self) -> None:
@@ -142,8 +143,8 @@ class ProcessTable:
     def _reap(self, children: list[_Child]) -> int:
         """Reap those that have exited, and end what they left behind; give how many there were.
 
-        While a dead leader is not reaped its process id, and so its group's and session's, cannot be
-        used again: that is when the rest of it can be killed safely.
+        While a dead leader is not reaped its process id, and so its group's and session's, cannot
+        be used again: that is when the rest of it can be killed safely.
         """
         exited = [child for child in children if _has_exited(child.pid)]
         sessions = {child.pid for child in exited if child.pid in self._killed}
@@ -168,14 +169,14 @@ def _spawn(argv: list[str], file_actions: list[tuple[object, ...]]) -> int:
             argv[0],
             argv,
             os.environ,
-            file_actions=file_actions,  # type: ignore[arg-type]
+            file_actions=file_actions,
             setsid=True,
             setsigmask=[],
             setsigdef=_DEFAULT_SIGNALS,
         )
     except NotImplementedError:
         # A libc whose posix_spawn makes no sessions (macOS).
-        process = subprocess.Popen(  # noqa: S603
+        process = subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -188,7 +189,7 @@ def _spawn(argv: list[str], file_actions: list[tuple[object, ...]]) -> int:
 
 
 def _inheritable_fds() -> list[int]:
-    """Descriptors that a child would inherit: those which whoever started this process left open."""
+    """Descriptors that a child would inherit: what the starter of this process left open."""
     try:
         names = os.listdir("/proc/self/fd")
     except FileNotFoundError:
@@ -196,7 +197,7 @@ def _inheritable_fds() -> list[int]:
     fds = []
     for fd in map(int, names):
         try:
-            if fd > 2 and os.get_inheritable(fd):
+            if fd > _STDERR and os.get_inheritable(fd):
                 fds.append(fd)
         except OSError:
             continue  # the descriptor of the listing itself

@@ -1,6 +1,7 @@
 """What a job's wrapper and the driver tell each other through files: claims, records, events.
 
-Every attempt has two claims, files that only one process can create. The *start claim* is created
+Every attempt has two claims, files that only one process can create, named after the attempt's
+`tag`. The *start claim* is created
 by the wrapper, which may then run the command, or by the driver, after which that attempt can never
 start. The *end claim* is created by whoever settles how the attempt ended; nobody else writes
 `job.rc` and `job.status` then. A reader may find a file that is still empty: its writer has created
@@ -65,14 +66,14 @@ class Event(NamedTuple):
 _REVOKED: Final = StartClaim("", "", 0, None, "", revoked=True)
 
 
-def start_claim_path(metadir: str, attempt: int) -> str:
+def start_claim_path(metadir: str, tag: str) -> str:
     """Where the start of this attempt is claimed."""
-    return f"{metadir}/job.start.{attempt}"
+    return f"{metadir}/job.start.{tag}"
 
 
-def end_claim_path(metadir: str, attempt: int) -> str:
+def end_claim_path(metadir: str, tag: str) -> str:
     """Where the end of this attempt is claimed."""
-    return f"{metadir}/job.end.{attempt}"
+    return f"{metadir}/job.end.{tag}"
 
 
 def claim_exists(path: str) -> bool:
@@ -87,9 +88,9 @@ def claim_exists(path: str) -> bool:
     return True
 
 
-def read_start_claim(metadir: str, attempt: int) -> StartClaim | None:
+def read_start_claim(metadir: str, tag: str) -> StartClaim | None:
     """Who holds the start; None: nobody, or the line is not (wholly) there: ask `claim_exists`."""
-    text = _read(start_claim_path(metadir, attempt))
+    text = _read(start_claim_path(metadir, tag))
     # The wrapper may append below its line; a line without its end is not whole.
     line = text[: text.find(b"\n") + 1]
     if match := _START_LINE.fullmatch(line):
@@ -99,25 +100,25 @@ def read_start_claim(metadir: str, attempt: int) -> StartClaim | None:
     return _REVOKED if _REVOKED_LINE.fullmatch(line) else None
 
 
-def read_end_record(metadir: str, attempt: int) -> EndRecord | None:
+def read_end_record(metadir: str, tag: str) -> EndRecord | None:
     """How the attempt ended; None: not settled, or the line is not (wholly) there."""
-    match = _END_LINE.fullmatch(_read(end_claim_path(metadir, attempt)))
+    match = _END_LINE.fullmatch(_read(end_claim_path(metadir, tag)))
     if match is None:
         return None
     rc, status, cause = match.groups()
     return EndRecord(int(rc), int(status), cause.decode())
 
 
-def revoke_start(metadir: str, attempt: int, why: str) -> bool:
+def revoke_start(metadir: str, tag: str, why: str) -> bool:
     """Take the start claim, so that this attempt can never start.
 
     True: taken. False: somebody has it, most likely the wrapper; nothing is changed. OSError: it
     cannot be created, and whether the attempt starts is not decided.
     """
-    return _claim(start_claim_path(metadir, attempt), f"revoked {'_'.join(why.split()) or '-'}\n")
+    return _claim(start_claim_path(metadir, tag), f"revoked {'_'.join(why.split()) or '-'}\n")
 
 
-def claim_end(metadir: str, attempt: int, rc: int, status: int, cause: str) -> bool:
+def claim_end(metadir: str, tag: str, rc: int, status: int, cause: str) -> bool:
     """Take the end claim with this record; the winner then writes `job.rc` and `job.status`.
 
     True: taken. False: somebody else has it and their word stands. OSError: it cannot be created.
@@ -127,16 +128,16 @@ def claim_end(metadir: str, attempt: int, rc: int, status: int, cause: str) -> b
         raise ValueError(f"not a final status: {status}")
     if not _CAUSE.fullmatch(cause):
         raise ValueError(f"a cause is one word of letters, digits, '_', '.', '-': {cause!r}")
-    return _claim(end_claim_path(metadir, attempt), f"{rc} {status} {cause}\n")
+    return _claim(end_claim_path(metadir, tag), f"{rc} {status} {cause}\n")
 
 
-def write_end(metadir: str, attempt: int, rc: int, status: int, cause: str) -> bool:
+def write_end(metadir: str, tag: str, rc: int, status: int, cause: str) -> bool:
     """`claim_end` and, if it was won, `job.rc` and then `job.status`.
 
     True: this call settled the end. OSError after the claim was won: the record stands, the files
     could not be written.
     """
-    if not claim_end(metadir, attempt, rc, status, cause):
+    if not claim_end(metadir, tag, rc, status, cause):
         return False
     _write(f"{metadir}/job.rc", str(rc), os.O_TRUNC)
     # One byte over one byte: a reader sees the old status or the new one, never an empty file.

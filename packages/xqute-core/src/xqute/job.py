@@ -7,10 +7,11 @@ import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 from . import _files
 from .defaults import RC_UNKNOWN, JobOutcome, JobStatus
+from .errors import InvalidJobError
 from .path import SpecPath
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ class Driver(Protocol):
 class Job:
     """One command, with its folder ``<workdir>/<index>`` and where it is in its life.
 
-    While a run drives the job, the run alone knows its state; before and after, what is asked for is
-    read from the files. Do not make jobs by the hundred thousand with data hung onto them: an
+    While a run drives the job, the run alone knows its state; before and after, what is asked for
+    is read from the files. Do not make jobs by the hundred thousand with data hung onto them: an
     instance is slots only, and about 1 KB with its command.
 
     Args:
@@ -54,7 +55,7 @@ class Job:
         prev_status: The status before `status`.
         trial_count: The number of the current attempt, from 0.
         name: A name for people; None: none.
-        timeout: Seconds after the start until it is ended; None: as the scheduler says, 0: no limit.
+        timeout: Seconds after the start until it is ended; None: the scheduler's, 0: no limit.
         resources: Portable resources of this job alone; None: as the scheduler says.
         scheduler_opts: Native options of this job alone.
         cwd: Where the command runs; None: as the scheduler says.
@@ -157,7 +158,7 @@ class Job:
 
     @property
     def envs(self) -> dict[str, str]:
-        """Environment variables for the command; a dict to be changed at will until it is submitted."""
+        """Environment variables for the command; to be changed at will until it is submitted."""
         if self._envs is None:
             self._envs = {}
         return self._envs
@@ -201,8 +202,8 @@ class Job:
     def status(self) -> JobStatus:
         """Where the job is.
 
-        Setting it takes the job out of the hands of the run that drives it: the status sticks, and a
-        terminal one ends the watching.
+        Setting it takes the job out of the hands of the run that drives it: the status sticks, and
+        a terminal one ends the watching.
         """
         if self._driver is None and self._status in _OUT_OF_SIGHT:
             self._read_status()
@@ -213,6 +214,11 @@ class Job:
         status = JobStatus(status)
         if self._driver is None or self._driver.status_is_set(self, status):
             self.enter(status)
+
+    @property
+    def current_status(self) -> JobStatus:
+        """The status as whoever drives the job knows it, without a look at the files."""
+        return self._status
 
     def enter(self, status: JobStatus) -> None:
         """Change the status, telling nobody. For whoever drives the job; others assign `status`."""
@@ -233,7 +239,7 @@ class Job:
 
     @property
     def rc(self) -> int:
-        """The exit code, 128+n for a death by signal n; -1: none known, -2: not submitted, -3: lost."""
+        """The exit code, 128+n for a death by signal n; -1 unknown, -2 not submitted, -3 lost."""
         if self._rc is not None:
             return self._rc
         text = self.read_file("job.rc")
@@ -270,7 +276,7 @@ class Job:
     def metadir(self) -> SpecPath:
         """The folder of the job, ``<workdir>/<index>``."""
         if self._metadir is None:
-            self._metadir = cast("SpecPath", self._workdir / str(self.index))
+            self._metadir = self._workdir / str(self.index)
         return self._metadir
 
     @property
@@ -309,7 +315,7 @@ class Job:
         return self.metadir / "job.retry"
 
     def read_file(self, name: str) -> str | None:
-        """Give the text of a small file of the job's folder; None if it is not there or unreadable."""
+        """Give the text of a small file of the job's folder; None if it cannot be read."""
         try:
             return _files.read_text(f"{self.local_dir}/{name}")
         except OSError:
@@ -360,7 +366,10 @@ class Job:
 
 def _as_words(cmd: CommandType) -> tuple[str, ...]:
     if isinstance(cmd, str):
-        return tuple(shlex.split(cmd))
+        try:
+            return tuple(shlex.split(cmd))
+        except ValueError as exc:
+            raise InvalidJobError(f"The command {cmd!r} cannot be split into words: {exc}") from exc
     return tuple(os.fsdecode(word) if isinstance(word, bytes) else str(word) for word in cmd)
 
 

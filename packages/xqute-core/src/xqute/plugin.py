@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from functools import wraps
+from functools import cache, wraps
 from importlib.metadata import entry_points
 from types import MethodType
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ __all__ = ["HookTable", "plugin", "snapshot"]
 _GROUP = "xqute"
 
 
-class _XquteSimplug(Simplug):  # type: ignore[misc]  # simplug's class is untyped
+class _XquteSimplug(Simplug):
     """simplug, but for `on_job_polling` with two parameters, as older plugins have it."""
 
     def impl(self, hook: Callable[..., Any]) -> SimplugImpl:
@@ -59,10 +59,10 @@ def _with_counter(hook: Callable[..., Any]) -> Callable[..., Any]:
     else:
 
         @wraps(hook)
-        async def polling(scheduler: Scheduler, job: Job, counter: int) -> Any:  # type: ignore[misc]
+        async def polling(scheduler: Scheduler, job: Job, counter: int) -> Any:
             return await _resolve(hook(scheduler, job))
 
-    del polling.__wrapped__  # type: ignore[attr-defined]  # the signature that counts is the new one
+    del polling.__wrapped__  # the signature that counts is the new one
     return polling
 
 
@@ -105,8 +105,8 @@ async def on_job_submitting(scheduler: Scheduler, job: Job) -> bool | None:
     """Called before a job is submitted.
 
     Returns:
-        False: it is not submitted. If the plugin has set its status to SUBMITTED (and its `jid`), it
-        is watched; a terminal status ends it; otherwise it is cancelled.
+        False: it is not submitted. If the plugin has set its status to SUBMITTED (and its `jid`),
+        it is watched; a terminal status ends it; otherwise it is cancelled.
     """
 
 
@@ -130,8 +130,8 @@ async def on_job_killing(scheduler: Scheduler, job: Job) -> bool | None:
     """Called before a job is killed.
 
     Returns:
-        False: it is not killed. If the plugin has set a terminal status, it is done; otherwise it is
-        watched on.
+        False: it is not killed. If the plugin has set a terminal status, it is done; otherwise it
+        is watched on.
     """
 
 
@@ -185,7 +185,9 @@ class HookTable:
                 impl = wrapper.hook(hook)
                 if impl is None:
                     continue
-                call = MethodType(impl.impl, instances[wrapper.name]) if impl.has_self else impl.impl
+                call = (
+                    MethodType(impl.impl, instances[wrapper.name]) if impl.has_self else impl.impl
+                )
                 found.append((wrapper.name, call))
             if found:
                 self._table[hook] = tuple(found)
@@ -200,7 +202,7 @@ class HookTable:
         for name, implementation in self._table.get(hook, ()):
             try:
                 result = implementation(*args)
-            except Exception as exc:
+            except Exception as exc:  # noqa: BLE001  # no plugin can damage a run
                 _log_raised(name, hook, args, exc)
                 continue
             if _is_sensible(name, hook, result):
@@ -213,7 +215,7 @@ class HookTable:
         for name, implementation in self._table.get(hook, ()):
             try:
                 result = await _resolve(implementation(*args))
-            except Exception as exc:
+            except Exception as exc:  # noqa: BLE001  # no plugin can damage a run
                 _log_raised(name, hook, args, exc)
                 continue
             if _is_sensible(name, hook, result):
@@ -253,19 +255,13 @@ def _is_sensible(name: str, hook: str, result: Any) -> bool:
     return sensible
 
 
-_loaded = False
-
-
+@cache
 def _load_entry_points() -> None:
     """Register the plugins that are installed, once; one that cannot be imported is logged."""
-    global _loaded
-    if _loaded:
-        return
-    _loaded = True
     for entry_point in entry_points(group=_GROUP):
         try:
             plugin.register((entry_point.load(), entry_point.name))
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001  # one that is broken must not keep the others out
             logger.error("Plugin %s cannot be loaded: %r", entry_point.name, exc)
 
 

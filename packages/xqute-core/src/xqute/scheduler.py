@@ -17,7 +17,7 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from . import _files, wrapper
+from . import wrapper
 from .defaults import (
     DEFAULT_ERROR_STRATEGY,
     DEFAULT_KILL_GRACE_S,
@@ -80,7 +80,7 @@ class Submission:
     """Jobs that go to the backend together, in one round trip.
 
     Attributes:
-        key: The submission key, unique in the world; the backend should carry it (as a name or label).
+        key: The submission key, unique in the world; the backend carries it as a name or label.
         jobs: The jobs, in order.
     """
 
@@ -91,7 +91,7 @@ class Submission:
 class Scheduler(ABC):
     """Base of all backends.
 
-    An instance can be made anywhere: no event loop, daemon or credential is needed until it is used.
+    An instance can be made anywhere: it needs no event loop, daemon or credential until it works.
 
     Args:
         workdir: The folder of the run; made when the first job is.
@@ -133,6 +133,7 @@ class Scheduler(ABC):
 
     __slots__: tuple[str, ...] = (
         "_hooks",
+        "_mounted_workdir",
         "_workdir",
         "config",
         "cwd",
@@ -180,7 +181,9 @@ class Scheduler(ABC):
             self.error_strategy = JobErrorStrategy(error_strategy)
         except ValueError:
             choices = ", ".join(JobErrorStrategy)
-            raise ConfigError(f"error_strategy must be one of {choices}: {error_strategy!r}") from None
+            raise ConfigError(
+                f"error_strategy must be one of {choices}: {error_strategy!r}"
+            ) from None
         self.prescript = prescript or ""
         self.postscript = postscript or ""
         self.jobname_prefix = jobname_prefix or self.name
@@ -219,6 +222,7 @@ class Scheduler(ABC):
         if isinstance(workdir, Path):
             _check_workdir(str(workdir))
         self._workdir = workdir
+        self._mounted_workdir = str(workdir.mounted)
 
     @property
     def hooks(self) -> HookTable:
@@ -306,23 +310,23 @@ class Scheduler(ABC):
         for job in jobs:
             try:
                 running = await self.job_is_running(job)
-            except Exception as exc:
+            except Exception as exc:  # noqa: BLE001  # whatever it is: unknown
                 logger.debug("%s: cannot ask about %r: %r", self.name, job, exc)
                 continue
             states[job] = BackendState(Phase.RUNNING if running else Phase.GONE)
         return states
 
     async def find_submitted(self, keys: Iterable[str]) -> Mapping[str, int | str]:
-        """Find, by their keys, submissions whose answer was lost. Keys that are missing: not there."""
+        """Find, by their keys, submissions whose answer was lost; a missing key: not there."""
         return {}
 
     async def job_fails_before_running(self, job: Job) -> bool:
-        """Tell whether a submitted job has failed without having run, as far as the backend knows."""
+        """Tell whether the backend says that a submitted job has failed without having run."""
         return False
 
     @property
     def leaves_events(self) -> bool:
-        """Whether jobs announce their changes in the event spool; False where something is faster."""
+        """Whether jobs announce changes in the event spool; False where something is faster."""
         return self.uses_wrapper
 
     # --- making jobs and their scripts ---------------------------------------------------------
@@ -377,13 +381,13 @@ class Scheduler(ABC):
         return "\n".join(self.hooks.call("on_jobcmd_end", self, job))
 
     def wrap_job_script(self, job: Job) -> str:
-        """Render the wrapper of the current attempt of a job. Bytes that are no text are surrogates.
+        """Render the wrapper of a job's current attempt. Bytes that are no text are surrogates.
 
         Raises:
             InvalidJobError: If the command or an environment variable cannot be passed.
         """
-        metadir = str(job.metadir.mounted)
-        workdir = str(self.workdir.mounted)
+        workdir = self._mounted_workdir
+        metadir = f"{workdir}/{job.index}"
         cwd = self.cwd if job.cwd is None else job.cwd
         native_id = f"${{{self.native_id_variable}:--}}" if self.native_id_variable else "-"
         return wrapper.render(
@@ -425,9 +429,12 @@ class Scheduler(ABC):
             InvalidJobError: See `wrap_job_script`.
             OSError: If it cannot be written.
         """
+        return job.metadir / self._write_wrapper(job)
+
+    def _write_wrapper(self, job: Job) -> str:
         name = f"job.wrapped.{self.name}"
         job.write_file(name, self.wrap_job_script(job))
-        return job.metadir / name
+        return name
 
     def timeout_of(self, job: Job) -> float:
         """Give the seconds after its start until a job is ended; 0: no limit."""
@@ -451,7 +458,7 @@ class Scheduler(ABC):
             if not job.cmd:
                 raise InvalidJobError(f"Job {job.index} has an empty command")
             job.jid = await self.submit_job(job)
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001  # told in the job's stderr
             logger.error("%s: %r could not be submitted: %s", self.name, job, exc)
             job.write_file("job.stderr", f"{type(exc).__name__}: {exc}\n")
             job.write_file("job.rc", str(RC_NOT_SUBMITTED))
@@ -489,7 +496,7 @@ class Scheduler(ABC):
 
         Args:
             jobs: The jobs.
-            on: "submittable": whether there is room for another. "all_done": whether all have ended.
+            on: "submittable": is there room for another? "all_done": have all ended?
             polling_counter: How often this was called, for `on_job_polling`.
 
         Raises:
@@ -528,12 +535,12 @@ class Scheduler(ABC):
             return False
         try:
             return await self.job_is_running(job)
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001  # whatever it is: unknown
             logger.debug("%s: cannot ask about %r: %r", self.name, job, exc)
             return False
 
 
-def _at_least(minimum: int, name: str, value: int) -> int:
+def _at_least(minimum: int, name: str, value: Any) -> int:
     if not isinstance(value, int) or value < minimum:
         raise ConfigError(f"{name} must be a whole number of at least {minimum}: {value!r}")
     return value

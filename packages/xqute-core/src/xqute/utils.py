@@ -31,7 +31,7 @@ class DuplicateFilter(logging.Filter):
 
 
 class _LazyRichHandler(logging.Handler):
-    """A `rich.logging.RichHandler` that is made when the first record comes (rich is slow to import)."""
+    """A `rich.logging.RichHandler`, made when the first record comes: rich is slow to import."""
 
     _rich: logging.Handler | None = None
 

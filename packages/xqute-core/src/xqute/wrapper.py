@@ -112,11 +112,12 @@ def build_parameters(
     index: int,
     attempt: int,
     directory: str,
+    tag: str = "",
     spool: str = "",
     timeout_s: float = 0,
     grace_s: float = 10,
     restart: str = "0",
-    native_id: str = "-",
+    native_id: str = "''",
 ) -> str:
     """The section `parameters`.
 
@@ -124,17 +125,20 @@ def build_parameters(
         index: the job's.
         attempt: the job's `trial_count`.
         directory: the job's folder, absolute, as seen from where it runs.
+        tag: what the claims of this attempt are named after; default: `attempt`.
         spool: the folder for event names, as seen from there; empty: none is wanted.
         timeout_s: seconds from the start claim to TERM; 0: no limit, or not the wrapper's business.
         grace_s: seconds between TERM and KILL.
         restart: a bash word that gives the number of the backend's own restart.
         native_id: a bash word that gives the backend's id of this job.
     """
-    text = f"xq_index={index}\nxq_attempt={attempt}\nxq_dir={quote(directory)}\n"
-    if native_id != "-":
-        text += f"xq_native={native_id}\n"
+    tag = quote(tag) if tag else str(attempt)
+    text = f"xq_dir={quote(directory)}\nxq_tag={tag}\nxq_native={native_id}\n"
     if spool:
-        text += f"xq_restart={restart}\nxq_spool={quote(spool)}\n"
+        text += (
+            f"xq_spool={quote(spool)}\n"
+            f"xq_index={index}\nxq_attempt={attempt}\nxq_restart={restart}\n"
+        )
     if timeout_s:
         text += f"xq_timeout_s={timeout_s:.3f}\nxq_grace_s={grace_s:.3f}\n"
     return text

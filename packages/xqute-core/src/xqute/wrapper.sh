@@ -9,14 +9,15 @@
 # happens there ends as an exit code. Names that begin with `xq_` are the wrapper's; `cmd` and `rc`
 # are for hooks to read, and `cmd` to replace.
 #@ parameters
+xq_dir=/tmp/job     # the job's folder, as seen from here
+xq_tag=0            # what the claims of this attempt are named after
+xq_spool=/tmp       # where to leave event names
 xq_index=0          # the job's index
 xq_attempt=0        # which attempt this is, from 0
 xq_restart=0        # how often the backend itself restarted this attempt
-xq_dir=/tmp/job     # the job's folder, as seen from here
-xq_spool=/tmp       # where to leave event names
 xq_timeout_s=60     # seconds until TERM
 xq_grace_s=10       # seconds between TERM and KILL
-xq_native=          # the backend's own id of this job
+xq_native=''        # the backend's own id of this job
 #@
 #@ wrapper_init
 #@
@@ -28,7 +29,7 @@ xq_claim() {
     { xq_won=1; printf '%s\n' "$2"; } >"$1"
     set +C
     [[ $xq_won ]]
-} 2>/dev/null
+}
 
 #? spool
 # Leave `<index>.<attempt>.<restart>.<status>.<rc>.<epoch ms>`: a name, created at once, without content.
@@ -36,7 +37,7 @@ xq_tell() {
     local now=${EPOCHREALTIME-}
     if [[ $now ]]; then now=${now//[!0-9]/}; else printf -v now '%(%s)T000000' -1; fi
     : >"$xq_spool/$xq_index.$xq_attempt.$xq_restart.$1.$2.${now%???}"
-} 2>/dev/null
+}
 #?
 
 # One byte over another: readers see one status or the other, never an empty file.
@@ -47,7 +48,7 @@ xq_finish() {
     trap '' TERM INT HUP QUIT XCPU USR1 USR2
     local status=7
     [[ $xq_rc == 0 && -z $xq_cause ]] && status=6
-    if xq_claim "$xq_dir/job.end.$xq_attempt" "$xq_rc $status ${xq_cause:-${xq_term:+TERMINATED}}"; then
+    if xq_claim "$xq_dir/job.end.$xq_tag" "$xq_rc $status ${xq_cause:-${xq_term:+TERMINATED}}"; then
         printf '%s' "$xq_rc" >"$xq_dir/job.rc"
         xq_status "$status"
 #? spool
@@ -60,7 +61,7 @@ xq_finish() {
 # The command's exit code, if it ended: the job's shell appends it to the start claim.
 xq_told() {
     local what='' told=''
-    while [[ $what != rc= ]] && IFS=' ' read -r what told; do :; done <"$xq_dir/job.start.$xq_attempt"
+    while [[ $what != rc= ]] && IFS=' ' read -r what told; do :; done <"$xq_dir/job.start.$xq_tag"
     [[ $what == rc= ]] && xq_rc=$told
 }
 #?
@@ -105,32 +106,28 @@ xq_attempt() {
 export XQUTE_JOB_INDEX=0
 #@
 #? hooked
-        # A kill that comes before the command means that it shall not start.
-        trap 'exit 143' TERM
-        trap 'exit 130' INT
-        trap 'exit 129' HUP
-        trap 'exit 131' QUIT
-        trap 'exit 152' XCPU
+        # Whoever ends the job before its command runs does not want it to start.
+        trap 'exit 143' TERM INT HUP QUIT XCPU
         xq_rc=''
-        # shellcheck disable=SC2317  # reached through the trap
         xq_end() {
-            :
+            xq_ended=1
 #@ jobcmd_end
             eval :
 #@
         }
+        # The job's shell ended before it was through: a hook or the prescript did `exit`, or so.
         # shellcheck disable=SC2317  # reached through the trap
         xq_over() {
             rc=$?
+            if [[ $xq_ended ]]; then return; fi
             if [[ $xq_rc ]]; then
                 rc=$xq_rc
-                xq_end
-            else
-                # A command that never ran did not succeed. Here its `exit` would be taken for ours.
-                if ((rc == 0)); then rc=1; fi
-                (xq_end)
+            elif ((rc == 0)); then
+                rc=1 # a command that never ran did not succeed
             fi
+            (xq_end) # its own `exit` shall not replace the code that this shell ends with
         }
+        xq_ended=''
         trap xq_over EXIT
 #@ jobcmd_init
         xq_whole='' ; eval 'xq_whole=1'; [[ $xq_whole ]] || exit 2
@@ -157,11 +154,12 @@ export XQUTE_JOB_INDEX=0
             builtin eval "$xq_exec$xq_cmd"
         )
         xq_rc=$?
-        builtin printf 'rc= %s\n' "$xq_rc" >>"$xq_dir/job.start.$xq_attempt"
+        builtin printf 'rc= %s\n' "$xq_rc" >>"$xq_dir/job.start.$xq_tag"
         rc=$xq_rc
 #@ postscript
         eval :
 #@
+        xq_end
         exit "$xq_rc"
 #?
 #? plain
@@ -198,21 +196,25 @@ xq_guard() {
 xq_term='' xq_boot='' xq_line=''
 trap xq_term=1 TERM INT HUP QUIT XCPU
 trap : USR1 USR2
-{ read -r xq_boot </proc/sys/kernel/random/boot_id; read -r xq_line <"/proc/$$/stat"; } 2>/dev/null
+{
+    read -r xq_host </proc/sys/kernel/hostname || xq_host=$HOSTNAME # which may be inherited, and wrong
+    read -r xq_boot </proc/sys/kernel/random/boot_id
+    read -r xq_line <"/proc/$$/stat"
+} 2>/dev/null
 # shellcheck disable=SC2206  # numbers
 xq_stat=(${xq_line##*) })
-if ! xq_claim "$xq_dir/job.start.$xq_attempt" \
-    "${HOSTNAME:--} ${xq_boot:--} $$ ${xq_stat[19]:--} ${xq_native:--}"; then
-    [[ -e $xq_dir/job.start.$xq_attempt ]] && exit 121
+if ! xq_claim "$xq_dir/job.start.$xq_tag" \
+    "${xq_host:--} ${xq_boot:--} $$ ${xq_stat[19]:--} ${xq_native:--}"; then
+    [[ -e $xq_dir/job.start.$xq_tag ]] && exit 121
     exit 122
 fi
 
 #? timeout
-exec {xq_pipe}< <(xq_guard)
-IFS=' ' TMOUT='' read -r -t "$xq_timeout_s" -u "$xq_pipe" xq_rc xq_cause
+exec 4< <(xq_guard)
+IFS=' ' TMOUT='' read -r -t "$xq_timeout_s" -u 4 xq_rc xq_cause
 if (($? > 128)); then
     xq_signal TERM
-    IFS=' ' TMOUT='' read -r -t "$xq_grace_s" -u "$xq_pipe" xq_rc _
+    IFS=' ' TMOUT='' read -r -t "$xq_grace_s" -u 4 xq_rc _
     xq_cause=TIMEOUT
 fi
 # No word of it: it outlives even the grace, or somebody killed the shell that would have told.

@@ -1,4 +1,4 @@
-"""The public face: `Xqute` runs commands as jobs, `run` does so for scripts without an event loop."""
+"""The public face: `Xqute` runs commands as jobs; `run`, for scripts without an event loop."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from .defaults import (
     DEFAULT_NUM_RETRIES,
     DEFAULT_SCHEDULER_FORKS,
     DEFAULT_WORKDIR,
+    JobOutcome,
+    JobStatus,
 )
-from .errors import InvalidJobError
+from .errors import InvalidJobError, WorkdirError
 from .job import Job
 from .plugin import snapshot
 from .schedulers import get_scheduler
@@ -37,9 +39,9 @@ __all__ = ["Xqute", "run"]
 class Xqute:
     """Runs commands as jobs on one backend.
 
-    Made inside a running event loop. Work starts when the first command is fed; feed and wait in any
-    order. As an async context manager it waits for all jobs when the block ends, and stops them when
-    the block raises.
+    Made inside a running event loop. Work starts when the first command is fed; feed and wait in
+    any order. As an async context manager it waits for all jobs when the block ends, and stops them
+    when the block raises.
 
     Args:
         scheduler: The name under which a scheduler is installed, or a `Scheduler` class.
@@ -112,11 +114,11 @@ class Xqute:
         self._engine: Engine | None = None
         self._task: asyncio.Task[None] | None = None
         self._signals = StopSignals(self._loop, self._stop_by_signal)
-        self._lock: WorkdirLock | None = None
-        self._spool: EventSpool | None = None
         self._keep_feeding = False
         self._is_closing = False
+        self._was_stopped = False
         self._has_shut_down = False
+        self._progress = asyncio.Event()
         self._hooks.call("on_init", self)
 
     def __repr__(self) -> str:
@@ -174,6 +176,7 @@ class Xqute:
             InvalidJobError: If the command cannot be run anywhere, or its index is in use.
             WorkdirError: If the workdir cannot be used; `WorkdirLockedError`: another run has it.
         """
+        engine = await self._get_engine()
         if isinstance(cmd, Job):
             job = cmd
             if self._has_index(job.index):
@@ -195,20 +198,30 @@ class Xqute:
         for attribute, value in given.items():
             if value is not None:
                 setattr(job, attribute, value)
-        engine = self._engine
-        if engine is None:
-            engine = await self._start()
         self._take_index(job.index)
+        self.jobs.append(job)
+        if engine is None:
+            job.enter(JobStatus.FINISHED)
+            job.outcome, job.reason = JobOutcome.CANCELLED, "fed after the run was stopped"
+            self._ended.append(job)
+            return job
         try:
             await engine.feed(job)
         except InvalidJobError:
+            self.jobs.remove(job)
             self._free_index(job.index)
-            self._check_all_ended()
             raise
-        self.jobs.append(job)
         return job
 
     put = feed
+
+    async def _get_engine(self) -> Engine | None:
+        """Give the engine, started if need be; None: the run was stopped, and takes no more."""
+        if self._engine is None and self._task is not None and not self._task.done():
+            await asyncio.wait([self._task])
+        if self._engine is None and not self._was_stopped:
+            return await self._start()
+        return self._engine
 
     def _has_index(self, index: int) -> bool:
         return index < self._n_indices or index in self._sparse_indices
@@ -241,7 +254,7 @@ class Xqute:
     async def run_until_complete(self, keep_feeding: bool = False) -> None:
         """Return when all jobs have ended and their hooks are done.
 
-        A stop by a signal, by `cancel` or by "halt" lets it return early, after what ran was killed.
+        A stop by a signal, by `cancel` or by "halt" lets it return early, once what ran is killed.
         If the caller is cancelled, the run is stopped likewise, and then CancelledError is raised.
 
         Args:
@@ -255,11 +268,11 @@ class Xqute:
     async def _finish(self) -> None:
         self._keep_feeding = False
         self._is_closing = True
+        self._progress.set()
         self._news.set()
         if self._task is None:
             self._shut_down(None)
             return
-        self._check_all_ended()
         cancelled = False
         while not self._task.done():
             try:
@@ -301,14 +314,12 @@ class Xqute:
 
     def _stop(self, sig: signal.Signals | None = None, *, at_once: bool = False) -> None:
         self._keep_feeding = False
-        self._is_closing = True
-        if self._engine is None:
-            return
-        if at_once:
+        self._is_closing = self._was_stopped = True
+        if self._engine is not None and at_once:
             self._engine.stop_at_once()
-        else:
+        elif self._engine is not None:
             self._engine.stop(kill=self._shut_down(sig))
-        self._check_all_ended()
+        self._progress.set()
 
     def _stop_by_signal(self, sig: signal.Signals) -> None:
         words = "at once" if self._is_stopping else "gracefully, once more: at once"
@@ -331,11 +342,13 @@ class Xqute:
 
     async def _start(self) -> Engine:
         """Take the workdir, and begin to work."""
-        workdir = str(self.scheduler.workdir)
-        _files.make_dir(f"{workdir}/.run")
-        self._lock = WorkdirLock(f"{workdir}/.run", self)
-        self._lock.acquire()
-        self._has_shut_down = self._is_closing = False
+        run_dir = f"{self.scheduler.workdir}/.run"
+        try:
+            _files.make_dir(run_dir)
+        except OSError as exc:
+            raise WorkdirError(exc.errno, f"The workdir cannot be used: {exc}") from exc
+        lock = WorkdirLock(run_dir, self)
+        lock.acquire()
         try:
             await self.scheduler.start()
             engine = Engine(
@@ -345,48 +358,41 @@ class Xqute:
                 on_ended=self._on_ended,
                 on_halt=self._halt,
             )
-            self._all_ended = asyncio.Event()
+            spool = EventSpool(f"{run_dir}/events", engine.on_event)
             if self.scheduler.leaves_events:
-                self._spool = EventSpool(f"{workdir}/.run/events", engine.on_event)
-                self._spool.start()
+                spool.start()
         except BaseException:
-            self._lock.release()
+            lock.release()
             raise
+        self._has_shut_down = self._is_closing = False
         self.scheduler.driver = self._engine = engine
         self._signals.install()
-        self._task = self._loop.create_task(self._run(), name="xqute")
+        self._task = self._loop.create_task(self._run(engine, spool, lock), name="xqute")
         return engine
 
     def _on_ended(self, job: Job) -> None:
         self._ended.append(job)
         self._news.set()
-        self._check_all_ended()
+        self._progress.set()
 
-    def _check_all_ended(self) -> None:
-        if self._engine is not None and self._is_closing and not self._engine.n_open:
-            self._all_ended.set()
-            self._news.set()
-
-    async def _run(self) -> None:
+    async def _run(self, engine: Engine, spool: EventSpool, lock: WorkdirLock) -> None:
         """Be there until all jobs have ended; then give everything back."""
-        assert self._engine is not None
-        while not self._all_ended.is_set():
+        while engine.n_open or not self._is_closing:
+            self._progress.clear()
             try:
-                await self._all_ended.wait()
+                await self._progress.wait()
             except asyncio.CancelledError:
                 self._stop(at_once=self._is_stopping)
         self._shut_down(None)
+        self._engine = None
         try:
-            await self._engine.close()
-            if self._spool is not None:
-                self._spool.stop()
-                self._spool = None
+            await engine.close()
+            spool.stop()
             await self.scheduler.close()
         finally:
             self._signals.restore()
-            self.scheduler.driver = self._engine = None
-            if self._lock is not None:
-                self._lock.release()
+            self.scheduler.driver = None
+            lock.release()
             self._news.set()
 
 

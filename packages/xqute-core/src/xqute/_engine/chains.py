@@ -1,4 +1,4 @@
-"""Per job, one queue of hooks and what must wait for them, so that a slow hook holds only its job."""
+"""Per job, one queue of hooks and what waits for them: a slow hook holds only its job."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class Flight:
         self.job = job
         self.tag = tag
         self.is_submitted = False
-        self.early: list[BackendState] | None = None
+        self.early: list[BackendState] = []
         self.kill_requested = False
         self.timed_out = False
         self.gone_since_s: float | None = None

@@ -1,9 +1,10 @@
-"""Ends jobs: TERM in bulk, a grace period, KILL for those that stay, and a check that they are gone."""
+"""Ends jobs: TERM in bulk, a grace period, KILL for those that stay, and a check."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from ..scheduler import Scheduler
 from ..utils import logger
@@ -38,12 +39,13 @@ class Killer:
         """End the attempts without grace."""
         self._spawn(self._send(flights, force=True))
 
-    def _spawn(self, coroutine: object) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)  # type: ignore[arg-type]
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _kill(self, flights: list[Flight]) -> None:
+        # One that is only just being submitted cannot be asked yet.
         await self._send(flights, force=False)
         grace_s, timeout_s = self._scheduler.kill_grace_s, self._scheduler.kill_timeout_s
         await self._watch(flights, grace_s)
@@ -59,7 +61,7 @@ class Killer:
             return
         try:
             await self._scheduler.kill_jobs(jobs, force)
-        except* Exception as group:  # noqa: BLE001  # a backend may raise anything; the check tells the truth
+        except* Exception as group:  # noqa: BLE001  # what counts is whether they end
             for exc in group.exceptions:
                 logger.warning("%s: a kill went wrong: %s", self._scheduler.name, exc)
 

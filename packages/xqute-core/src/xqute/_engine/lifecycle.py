@@ -1,4 +1,4 @@
-"""How a job may go from status to status, how its end is judged, and what follows a failure. Pure."""
+"""Where a job may go, how its end is judged, and what follows a failure. Pure."""
 
 from __future__ import annotations
 
@@ -50,6 +50,8 @@ HOOK_OF_OUTCOME: Mapping[JobOutcome, str] = {
     _O.LOST: "on_job_failed",
 }
 
+#: A death by signal n is told as this plus n.
+_SIGNAL_BASE = 128
 _ENDS_FINISHED = frozenset({_O.SUCCEEDED, _O.KILLED, _O.CANCELLED})
 #: Of these it is certain that the command ran, or at least its wrapper.
 _RAN = frozenset({_O.SUCCEEDED, _O.FAILED, _O.TIMEOUT, _O.KILLED})
@@ -107,7 +109,7 @@ class End(NamedTuple):
         """Judge an exit code alone."""
         if rc == 0:
             return cls(_O.SUCCEEDED, 0)
-        if rc > 128:
+        if rc > _SIGNAL_BASE:
             return cls(_O.FAILED, rc, JobCause.SIGNAL, f"exit code {rc}{_signal_words(rc)}")
         return cls(_O.FAILED, rc, JobCause.EXIT_CODE, f"exit code {rc}")
 
@@ -146,7 +148,7 @@ class End(NamedTuple):
 
 def _signal_words(rc: int) -> str:
     try:
-        return f" ({signal.Signals(rc - 128).name})"
+        return f" ({signal.Signals(rc - _SIGNAL_BASE).name})"
     except ValueError:
         return ""
 
@@ -183,5 +185,5 @@ def plan_retry(
 
 def backoff_s(n_before: int, first_s: float = 0.5, most_s: float = 60.0) -> float:
     """Give the seconds to wait after `n_before` waits: doubling, capped, with jitter."""
-    return min(most_s, first_s * 2.0 ** min(n_before, 30)) * random.uniform(0.75, 1.25)  # noqa: S311
-
+    wait_s = min(most_s, first_s * 2.0 ** min(n_before, 30))
+    return wait_s * random.uniform(0.75, 1.25)  # noqa: S311  # jitter is no secret

@@ -52,8 +52,9 @@ class WorkdirLock:
         except BlockingIOError:
             os.close(fd)
             who = _files.read_text(self._path) or "an unknown process"
+            workdir = os.path.dirname(os.path.dirname(self._path))
             raise WorkdirLockedError(
-                f"Another run is at work in {os.path.dirname(os.path.dirname(self._path))}: {who.strip()}"
+                f"Another run is at work in {workdir}: {who.strip()}"
             ) from None
         os.ftruncate(fd, 0)
         since = time.strftime("%Y-%m-%d %H:%M:%S")

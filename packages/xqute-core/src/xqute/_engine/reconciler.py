@@ -7,6 +7,7 @@ import heapq
 import itertools
 import random
 from collections.abc import Callable
+from contextlib import suppress
 
 from ..job import Job
 from ..scheduler import BackendState, Scheduler
@@ -66,10 +67,8 @@ class Reconciler:
             self._wake.clear()
             wait_s = self._due[0][0] - loop.time() if self._due else None
             if wait_s is None or wait_s > 0:
-                try:
+                with suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), wait_s)
-                except TimeoutError:
-                    pass
                 continue
             await self._ask(self._take_due(loop.time() + _TOGETHER_S))
 
@@ -88,8 +87,10 @@ class Reconciler:
         jobs = [flight.job for flight in flights]
         try:
             states = await self._scheduler.poll_jobs(jobs)
-        except Exception as exc:
-            logger.warning("%s does not tell about %d jobs: %s", self._scheduler.name, len(jobs), exc)
+        except Exception as exc:  # noqa: BLE001  # a backend may raise anything: unknown, then
+            logger.warning(
+                "%s does not tell about %d jobs: %s", self._scheduler.name, len(jobs), exc
+            )
             states = {}
         for flight in flights:
             flight.checks += 1
@@ -108,6 +109,6 @@ class Reconciler:
 
 
 def _is_stale(entry: tuple[float, int, Flight]) -> bool:
-    """Whether an entry of the heap no longer counts: the attempt is over, or due at another time."""
+    """Whether an entry of the heap no longer counts: it is over, or due at another time."""
     due_s, _, flight = entry
     return flight.is_closed or flight.due_s != due_s

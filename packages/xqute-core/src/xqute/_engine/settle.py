@@ -56,16 +56,17 @@ def _read_foreign_end(flight: Flight) -> End | None:
     if flight.kill_requested:
         return End(JobOutcome.KILLED, rc, JobCause.REQUESTED, "killed on request")
     if status == "6":
-        return End(JobOutcome.SUCCEEDED, rc if rc >= 0 else 0)
+        return End(JobOutcome.SUCCEEDED, max(rc, 0))
     return End.from_exit_code(rc) if rc > 0 else End(JobOutcome.FAILED, rc, JobCause.EXIT_CODE)
 
 
 def _settle_without_record(flight: Flight, state: BackendState) -> End:
-    """The wrapper is over and has not recorded an end: win the end claim, and write what is known."""
+    """The wrapper is over without a record: win the end claim, and write what is known."""
     job = flight.job
     end = End.from_state(state, kill=flight.kill_requested, timeout=flight.timed_out)
     if state.rc == _RC_CLAIM_FAILED and end.outcome is JobOutcome.FAILED:
-        why = f"its claim or output files could not be created in {job.local_dir} (disk full, quota, permission?)"
+        where = f"{job.local_dir} (disk full, quota, permission?)"
+        why = f"its claim or output files could not be created in {where}"
         return End(JobOutcome.FAILED, _RC_CLAIM_FAILED, JobCause.SETUP, why)
     if state.rc == _RC_CLAIM_TAKEN and end.outcome is JobOutcome.FAILED:
         return End.lost("its start claim was taken by another process")
@@ -80,7 +81,7 @@ def _settle_without_record(flight: Flight, state: BackendState) -> End:
     try:
         won = _protocol.write_end(job.local_dir, flight.tag, told.rc, told.status, told.cause or "")
     except OSError:
-        # Nothing can be written here, so the wrapper could not either: its exit code is the command's.
+        # Nothing can be written, so the wrapper could not either: its exit code is the command's.
         return end
     # A claim that is there, but empty: the wrapper won it, and the disk was full.
     return told if won else end
@@ -97,7 +98,9 @@ def claim_lost(flight: Flight, state: BackendState, scheduler: Scheduler) -> End
         end = End(JobOutcome.KILLED, 137, JobCause.REQUESTED, "killed on request")
         rc, status = end.rc, end.status
     else:
-        end = End.lost(state.reason or f"{scheduler.name} has no such job, and it left no exit code")
+        end = End.lost(
+            state.reason or f"{scheduler.name} has no such job, and it left no exit code"
+        )
     if not scheduler.uses_wrapper:
         return end
     try:

@@ -23,9 +23,9 @@ _HEADER = struct.Struct("iIII")
 class EventSpool:
     """Tells of each event once, and removes its file.
 
-    Writers on this machine are noticed at once, through inotify where there is one. Writers on other
-    machines (and all, without inotify) by listings; each is made fresh by creating and removing a
-    file first, since network file systems answer listings from a cache.
+    Writers on this machine are noticed at once, through inotify where there is one. Writers on
+    other machines (and all, without inotify) by listings; each is made fresh by creating and
+    removing a file first, since network file systems answer listings from a cache.
 
     Args:
         folder: Where the jobs leave events.
@@ -53,7 +53,7 @@ class EventSpool:
         self._loop = asyncio.get_running_loop()
         self._inotify = _open_inotify(self._folder)
         if self._inotify is not None:
-            self._loop.add_reader(self._inotify, self._on_inotify)
+            self._loop.add_reader(self._inotify, self._on_inotify, self._inotify)
         self._list()
 
     def stop(self) -> None:
@@ -86,8 +86,8 @@ class EventSpool:
 
     def _list(self) -> None:
         self.look()
-        assert self._loop is not None
-        self._timer = self._loop.call_later(self._list_interval_s, self._list)
+        if self._loop is not None:
+            self._timer = self._loop.call_later(self._list_interval_s, self._list)
 
     def _take(self, names: list[str]) -> None:
         events = sorted(
@@ -104,10 +104,9 @@ class EventSpool:
                 logger.debug("The event %s cannot be removed: %s", name, exc)
             self._tell(event)
 
-    def _on_inotify(self) -> None:
-        assert self._inotify is not None
+    def _on_inotify(self, inotify: int) -> None:
         try:
-            data = os.read(self._inotify, 65536)
+            data = os.read(inotify, 65536)
         except BlockingIOError:
             return
         names = []

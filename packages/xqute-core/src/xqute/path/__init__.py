@@ -1,7 +1,7 @@
 """Paths that know how this process and how the job see one and the same file.
 
-Local ones are `pathlib` paths, those of a cloud are cloudpathlib's. cloudpathlib imports every SDK that is
-installed, so it and all names that need it are loaded at first use.
+Local ones are `pathlib` paths, those of a cloud are cloudpathlib's. cloudpathlib imports every SDK
+that is installed, so it and all names that need it are loaded at first use.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ __all__ = [
 
 if not TYPE_CHECKING:
 
-    def __getattr__(name):
+    def __getattr__(name: str) -> object:
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from . import _cloud
@@ -62,5 +62,5 @@ if not TYPE_CHECKING:
         globals()[name] = value = getattr(_cloud, name)
         return value
 
-    def __dir__():
+    def __dir__() -> list[str]:
         return sorted({*globals(), *__all__})

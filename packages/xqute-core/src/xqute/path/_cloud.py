@@ -1,10 +1,11 @@
-"""The SpecPath and MountedPath classes of the clouds; importing it loads cloudpathlib and every SDK installed."""
+"""The classes of SpecPath and MountedPath for clouds; loads cloudpathlib, and so every SDK."""
 
 from __future__ import annotations
 
 import functools
+import operator
 import os
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
 from cloudpathlib import (
@@ -25,10 +26,10 @@ from cloudpathlib.exceptions import (
 )
 
 from ..errors import XquteError
-from ._local import LocalPath, MountedPath, SpecPath, _TwoSided
+from ._local import MountedPath, SpecPath, _TwoSided
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Generator
 
     from cloudpathlib.client import Client
 
@@ -50,7 +51,7 @@ __all__ = [
     "SpecS3Path",
 ]
 
-PathType: TypeAlias = LocalPath | CloudPath
+PathType: TypeAlias = Path | CloudPath
 
 
 class MissingSDKError(XquteError, ModuleNotFoundError):
@@ -81,17 +82,17 @@ class _Cloud:
 
 
 @functools.cache
-def _listing_class(client_class: type[Client[Any]]) -> type[Client[Any]]:
-    class Listing(client_class):  # type: ignore[misc,valid-type]
-        """A client that makes what it lists by `make`, and shares everything else with the real one.
+def _listing_class(client_class: type[Any]) -> type[Any]:
+    class Listing(client_class):  # type: ignore[misc]
+        """A client that makes what it lists by `make`, and shares all else with the real one.
 
-        The real one would ask the registry for a class, get another library's, and be refused by that as a
-        client of the wrong class.
+        The real one asks the registry for a class, may be given that of another library, and is
+        then refused by it for being of the wrong class itself.
         """
 
         __slots__ = ("make",)
-        #: With the mode "cloudpath_object" a path that dies takes its cached files with it; not this one's.
-        file_cache_mode = property(lambda self: None)  # type: ignore[assignment]  # noqa: ARG005
+        #: In the mode "cloudpath_object" a path that dies takes its cached files along; not ours.
+        file_cache_mode = property(lambda self: None)  # noqa: ARG005
 
         def CloudPath(self, cloud_path: Any, *parts: str) -> Any:  # noqa: N802
             return self.make(cloud_path, *parts)
@@ -120,11 +121,15 @@ class _CloudSide(CloudPath):
 
         def __init__(self, path: Any, other: Any = None, *, client: Any = None) -> None: ...
         def _given(self, path: Any, other: Any) -> Any: ...
-        def _settle(self, new: Any, other: Any) -> Self: ...
+        def _settle(self, new: Self, other: Any) -> Self: ...
+        def _other_or_twin(self) -> Any: ...
         def _concerns_other(self, segments: tuple[Any, ...]) -> bool: ...
         def _across(self, segment: Any) -> Any: ...
-        def _other_or_twin(self) -> Any: ...
-        def _same(self, other: Any) -> bool: ...
+        def _same_other(self, path: Any) -> bool: ...
+
+    @classmethod
+    def _blank(cls, path: Any) -> Self:  # noqa: ARG003
+        return object.__new__(cls)
 
     def _setup(self, path: Any, other: Any, client: Any) -> None:
         if client is None:
@@ -133,11 +138,8 @@ class _CloudSide(CloudPath):
         side = self._given(path, other)
         if other is not None and isinstance(side, self._plain_class()) and side._client is None:
             side._client = client
-        self._pair(side)
-
-    def _pair(self, other: Any) -> None:
-        equal = other is not None and str(other) == str(self) and other._client is self._client
-        self._other = None if equal else other
+        equal = side is None or (str(side) == str(self) and side._client is client)
+        self._other = None if equal else side
 
     def _bare(self, text: str) -> Self:
         return type(self)(text, client=self._client)
@@ -163,15 +165,17 @@ class _CloudSide(CloudPath):
 
     def _adopt(self, path: CloudPath) -> Self:
         """What was found at or under this path by its `_lister`."""
-        new = self._bare(str(path))
+        # Some clients end a folder with a slash; but what is found is this path / its name.
+        new = self._bare(str(path).rstrip("/") if path.name else str(path))
         other = self._other
         return self._settle(new, other and other.joinpath(*path.relative_to(self).parts))
 
     def _lister(self) -> Self:
         """This path, with a client that lists paths of this class whatever the registry says."""
-        view = object.__new__(_listing_class(type(self.client)))
+        client_class: Any = type(self.client)
+        view = object.__new__(_listing_class(client_class))
         view.__dict__ = self.client.__dict__
-        view.make = self._new_cloudpath  # type: ignore[attr-defined]
+        view.make = self._new_cloudpath
         return type(self)(str(self), client=view)
 
     # Derivations that are done to both sides.
@@ -182,19 +186,18 @@ class _CloudSide(CloudPath):
             return new
         return self._settle(new, self._other_or_twin().with_segments(*map(self._across, segments)))
 
+    def joinpath(self, *segments: Any) -> Self:
+        path = self
+        for segment in segments:
+            known = isinstance(segment, (str, PurePath, CloudPath))
+            path /= segment if known else os.fspath(segment)
+        return path
+
     def __truediv__(self, key: Any) -> Self:
         new = super().__truediv__(key)
         if new is NotImplemented or not self._concerns_other((key,)):
             return new
         return self._settle(new, self._other_or_twin() / self._across(key))
-
-    def joinpath(self, *segments: Any) -> Self:
-        path = self
-        for segment in segments:
-            path /= (
-                segment if isinstance(segment, (str, PurePath, CloudPath)) else os.fspath(segment)
-            )
-        return path
 
     def with_name(self, name: str) -> Self:
         return self._settle(super().with_name(name), self._other and self._other.with_name(name))
@@ -219,18 +222,22 @@ class _CloudSide(CloudPath):
             found.append(self._settle(new, other))
         return tuple(found)
 
-    def iterdir(self) -> Iterator[Self]:  # type: ignore[override]
+    def iterdir(self) -> Generator[Self, None, None]:
         for path in super(_CloudSide, self._lister()).iterdir():
-            if str(path).rstrip("/") != str(self).rstrip("/"):  # not the folder's own placeholder
+            if not self.samefile(path):  # the placeholder of this very folder
                 yield self._adopt(path)
 
-    def glob(self, *args: Any, **kwargs: Any) -> Iterator[Self]:  # type: ignore[override]
-        return map(self._adopt, super(_CloudSide, self._lister()).glob(*args, **kwargs))
+    def glob(self, *args: Any, **kwargs: Any) -> Generator[Self, None, None]:
+        for path in super(_CloudSide, self._lister()).glob(*args, **kwargs):
+            yield self._adopt(path)
 
-    def rglob(self, *args: Any, **kwargs: Any) -> Iterator[Self]:  # type: ignore[override]
-        return map(self._adopt, super(_CloudSide, self._lister()).rglob(*args, **kwargs))
+    def rglob(self, *args: Any, **kwargs: Any) -> Generator[Self, None, None]:
+        for path in super(_CloudSide, self._lister()).rglob(*args, **kwargs):
+            yield self._adopt(path)
 
-    def walk(self, *args: Any, **kwargs: Any) -> Iterator[tuple[Self, list[str], list[str]]]:  # type: ignore[override]
+    def walk(
+        self, *args: Any, **kwargs: Any
+    ) -> Generator[tuple[Self, list[str], list[str]], None, None]:
         for folder, folders, files in super(_CloudSide, self._lister()).walk(*args, **kwargs):
             yield self._adopt(folder), folders, files
 
@@ -239,11 +246,11 @@ class _CloudSide(CloudPath):
     def absolute(self) -> CloudPath:  # type: ignore[override]
         return self._plain()
 
-    def resolve(self, strict: bool = False) -> CloudPath:  # type: ignore[override]  # noqa: ARG002
+    def resolve(self, strict: bool = False) -> CloudPath:  # type: ignore[override]
         return self._plain()
 
     def samefile(self, other_path: Any) -> bool:
-        return str(self) == str(other_path)
+        return str(self).rstrip("/") == str(other_path).rstrip("/")
 
     def rename(self, target: Any) -> Self:
         """Move this object, or everything under this folder, to another place in this cloud.
@@ -254,8 +261,8 @@ class _CloudSide(CloudPath):
             target: A path or URI of this cloud.
 
         Returns:
-            The target: itself if it is a path of this class, and so with both its sides; else a path of this
-            class with that text on both sides.
+            The target: itself if it is a path of this class, and so with both its sides; else a
+            path of this class with that text on both sides.
 
         Raises:
             FileNotFoundError: There is nothing here.
@@ -267,25 +274,25 @@ class _CloudSide(CloudPath):
 
     def replace(self, target: Any) -> Self:
         """The same as `rename`: a cloud knows no other."""
-        goal = (
-            target if type(target) is type(self) else type(self)(str(target), client=self._client)
-        )
-        here, there = (str(path).rstrip("/") for path in (self, goal))
-        if here == there:
+        goal = target if type(target) is type(self) else self._bare(str(target))
+        if self.samefile(goal):
             return goal
         if self.is_file():
             if goal.is_dir():
-                raise CloudPathIsADirectoryError(
-                    f"cannot rename {self} to {goal}: that is a folder"
-                )
+                raise CloudPathIsADirectoryError(f"cannot rename {self} to a folder: {goal}")
             self.client._move_file(self, goal)
-            return goal
-        if not self.is_dir():
+        elif not self.is_dir():
             raise CloudPathFileNotFoundError(f"cannot rename {self}: there is nothing")
+        else:
+            self._replace_folder(goal)
+        return goal
+
+    def _replace_folder(self, goal: Self) -> None:
+        here, there = str(self).rstrip("/"), str(goal).rstrip("/")
         if there.startswith(f"{here}/"):
-            raise ValueError(f"cannot rename {self} to {goal}: that is within it")
+            raise ValueError(f"cannot rename {self} to a place within it: {goal}")
         if goal.exists():
-            raise CloudPathFileExistsError(f"cannot rename {self} to {goal}: something is there")
+            raise CloudPathFileExistsError(f"cannot rename {self}: there is something at {goal}")
         try:
             super().replace(goal)  # where Azure has real folders, it moves them
         except CloudPathIsADirectoryError:
@@ -293,7 +300,6 @@ class _CloudSide(CloudPath):
             for path, is_folder in list(lister.client._list_dir(lister, recursive=True)):
                 if not is_folder:
                     self.client._move_file(path, self._bare(there + str(path).removeprefix(here)))
-        return goal
 
     def rmtree(self) -> None:
         """Remove everything under this folder.
@@ -308,32 +314,29 @@ class _CloudSide(CloudPath):
             return NotImplemented
         if str(self) != str(other):
             return False
-        return self._same(other) if isinstance(other, self._kind) else True
+        return self._same_other(other) if isinstance(other, self._kind) else True
 
     def __hash__(self) -> int:
         if self._hash is None:
             self._hash = hash(self._plain_class()(str(self)))
         return self._hash
 
-    def __lt__(self, other: Any) -> bool:
-        return (
-            self.parts < other.parts if isinstance(other, self._plain_class()) else NotImplemented
-        )
+    def _order(self, other: Any, compare: Callable[[Any, Any], bool]) -> Any:
+        if not isinstance(other, self._plain_class()):
+            return NotImplemented
+        return compare(self.parts, other.parts)
 
-    def __le__(self, other: Any) -> bool:
-        return (
-            self.parts <= other.parts if isinstance(other, self._plain_class()) else NotImplemented
-        )
+    def __lt__(self, other: Any) -> Any:
+        return self._order(other, operator.lt)
 
-    def __gt__(self, other: Any) -> bool:
-        return (
-            self.parts > other.parts if isinstance(other, self._plain_class()) else NotImplemented
-        )
+    def __le__(self, other: Any) -> Any:
+        return self._order(other, operator.le)
 
-    def __ge__(self, other: Any) -> bool:
-        return (
-            self.parts >= other.parts if isinstance(other, self._plain_class()) else NotImplemented
-        )
+    def __gt__(self, other: Any) -> Any:
+        return self._order(other, operator.gt)
+
+    def __ge__(self, other: Any) -> Any:
+        return self._order(other, operator.ge)
 
     def __copy__(self) -> Self:
         return self._settle(self._unpaired(), self._other)
@@ -391,7 +394,7 @@ class MountedAzureBlobPath(MountedCloudPath, AzureBlobPath):  # type: ignore[mis
     _cloud_meta = _AZURE  # type: ignore[assignment]
 
 
-CLASSES: dict[tuple[type[_TwoSided], str], type[_TwoSided]] = {}
+CLASSES: dict[tuple[type[_TwoSided], str], type[Any]] = {}
 for _scheme, _spec, _mounted in (
     ("gs", SpecGSPath, MountedGSPath),
     ("s3", SpecS3Path, MountedS3Path),

@@ -7,14 +7,15 @@ import re
 import shutil
 import sys
 from pathlib import Path, PosixPath, PurePath
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
 __all__ = ["LocalPath", "MountedLocalPath", "MountedPath", "SpecLocalPath", "SpecPath"]
 
 LocalPath = PosixPath
+PathLike: TypeAlias = "str | os.PathLike[str]"
 
 CLOUD_SCHEMES = ("gs", "s3", "az")
 _URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -22,7 +23,7 @@ _URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 if TYPE_CHECKING:
 
     class _Path(Path):
-        """How a type checker sees any of the classes: a path that can do a little more."""
+        """How a type checker sees any of the classes: `pathlib`'s, and a little more."""
 
         @property
         def fspath(self) -> str: ...
@@ -40,32 +41,38 @@ class _TwoSided(_Path):
     """One path as two sides see it: what the classes of both kinds, Spec and Mounted, share.
 
     Attributes:
-        _other: The same path as the other side sees it: of the opposite kind, and without another
-            side of its own; it is shared and never changed. None: the same text on both sides, which
-            is common and costs nothing.
+        _kind: The router of the class, which stands for its kind.
+        _twin: The class of the other kind for the same store.
+        _keyword: The name of the other side.
+        _other: The same path as the other side sees it: of the other kind, without another side of
+            its own, shared and never changed. None: the same text on both sides, which is common
+            and costs nothing.
     """
 
     __slots__ = ()
 
     _kind: ClassVar[type[_TwoSided]]
-    _twin: ClassVar[type[_TwoSided]]
+    _twin: ClassVar[type[Any]]
     _keyword: ClassVar[str]
     _other: Any
 
     if TYPE_CHECKING:
 
+        @classmethod
+        def _blank(cls, path: Any) -> Self: ...
+        def _setup(self, path: Any, other: Any, client: Any) -> None: ...
         def _unpaired(self) -> Self: ...
         def _as_twin(self) -> Any: ...
 
     @classmethod
-    def _new(cls, path: Any) -> Any:
+    def _new(cls, path: Any) -> Self:
         """An instance still to be initialised; from a router, of the class that `path` needs."""
         scheme = _parse_scheme(path)
         if cls is cls._kind:
             cls = _class_for(cls, scheme)  # noqa: PLW0642
         elif scheme:
             raise ValueError(f"{str(path)!r} is not local: it cannot be a {cls.__name__}")
-        return LocalPath.__new__(cls, path) if issubclass(cls, PurePath) else object.__new__(cls)
+        return cls._blank(path)
 
     def is_mounted(self) -> bool:
         """Whether the two sides differ."""
@@ -86,20 +93,30 @@ class _TwoSided(_Path):
         side._other = None
         return side
 
-    def _settle(self, new: Any, other: Any) -> Self:
+    def _settle(self, new: Self, other: Any) -> Self:
         """`new`, derived from this path, with the other side that was derived likewise."""
         if new is self:  # the parent of a root
             if other is None:
                 return self
             new = self._unpaired()
         new._other = other
-        return new  # type: ignore[no-any-return]
+        return new
+
+    def _flip(self) -> Any:
+        """This path as the other side sees it."""
+        side = self._other_or_twin()._unpaired()
+        if self._other is not None:
+            side._other = self._unpaired()
+        return side
+
+    def _other_or_twin(self) -> Any:
+        return self._as_twin() if self._other is None else self._other
 
     def _concerns_other(self, segments: tuple[Any, ...]) -> bool:
-        """Whether a path made of these segments and this path can differ on the other side."""
+        """Whether a path made of this one and these segments can differ on the other side."""
         if self._other is not None:
             return True
-        for segment in segments:
+        for segment in segments:  # any() costs twice as much, and this is done for every path
             if isinstance(segment, self._kind) and segment._other is not None:
                 return True
         return False
@@ -110,36 +127,27 @@ class _TwoSided(_Path):
             return segment._other
         return segment
 
-    def _other_or_twin(self) -> Any:
-        return self._as_twin() if self._other is None else self._other
-
-    def _same(self, other: _TwoSided) -> bool:
-        """Whether the other sides of two paths with one text are equal."""
-        if self._other is None and other._other is None:
+    def _same_other(self, path: _TwoSided) -> bool:
+        """Whether a path of this kind with this text has the same other side."""
+        if self._other is None and path._other is None:
             return True
-        return str(self._other or self) == str(other._other or other)
-
-    def _flip(self) -> Any:
-        """This path from the other side."""
-        side = self._other_or_twin()._unpaired()
-        if self._other is not None:
-            side._other = self._unpaired()
-        return side
+        return str(self._other or self) == str(path._other or path)
 
 
 class SpecPath(_TwoSided):
     """A path as this process sees it; `mounted` is the same path as the job sees it.
 
     Calling it gives a `SpecLocalPath`, or for a URI a `SpecGSPath`, `SpecS3Path` or
-    `SpecAzureBlobPath`: real `pathlib` or cloudpathlib paths, and all of them instances of this class.
-    What is derived from one (`/`, `with_suffix`, `parent`, `iterdir`, ...) is of its class, and
-    derived on both sides.
+    `SpecAzureBlobPath`: real `pathlib` or cloudpathlib paths, and all of them instances of this
+    class. What is derived from one (`/`, `with_suffix`, `parent`, `iterdir`, ...) is of its class,
+    and derived on both sides.
 
     Args:
         path: A path or a URI (`gs://`, `s3://`, `az://`). A SpecPath brings its other side along.
         mounted: The same path as the job sees it; of any sort, too. None: the same text.
-        client: For a cloud path, the cloudpathlib client to use; None: that of `path`, or the default
-            client once one is needed. A `mounted` of the same cloud without a client gets it too.
+        client: For a cloud path, the cloudpathlib client to use; None: that of `path`, or the
+            default client once one is needed. A `mounted` of the same cloud gets it too, unless it
+            has its own.
 
     Raises:
         ValueError: A URI of any other scheme.
@@ -150,16 +158,13 @@ class SpecPath(_TwoSided):
     __slots__ = ()
     _keyword = "mounted"
 
-    def __new__(cls, path: Any, mounted: Any = None, *, client: Any = None) -> Any:  # noqa: ARG004
+    def __new__(cls, path: PathLike, *_args: Any, **_kwargs: Any) -> Self:
         return cls._new(path)
 
-    def __init__(self, path: Any, mounted: Any = None, *, client: Any = None) -> None:
+    def __init__(
+        self, path: PathLike, mounted: PathLike | None = None, *, client: Any = None
+    ) -> None:
         self._setup(path, mounted, client)
-
-    if TYPE_CHECKING:
-
-        def __new__(cls, path: Any, mounted: Any = None, *, client: Any = None) -> Self: ...
-        def _setup(self, path: Any, other: Any, client: Any) -> None: ...
 
     @property
     def mounted(self) -> MountedPath:
@@ -177,16 +182,11 @@ class MountedPath(_TwoSided):
     __slots__ = ()
     _keyword = "spec"
 
-    def __new__(cls, path: Any, spec: Any = None, *, client: Any = None) -> Any:  # noqa: ARG004
+    def __new__(cls, path: PathLike, *_args: Any, **_kwargs: Any) -> Self:
         return cls._new(path)
 
-    def __init__(self, path: Any, spec: Any = None, *, client: Any = None) -> None:
+    def __init__(self, path: PathLike, spec: PathLike | None = None, *, client: Any = None) -> None:
         self._setup(path, spec, client)
-
-    if TYPE_CHECKING:
-
-        def __new__(cls, path: Any, spec: Any = None, *, client: Any = None) -> Self: ...
-        def _setup(self, path: Any, other: Any, client: Any) -> None: ...
 
     @property
     def spec(self) -> SpecPath:
@@ -219,7 +219,7 @@ def _parse_scheme(path: Any) -> str:
     return scheme
 
 
-def _class_for(kind: type[_TwoSided], scheme: str) -> type[_TwoSided]:
+def _class_for(kind: type[_TwoSided], scheme: str) -> type[Any]:
     """The class of that kind for a scheme; cloudpathlib is loaded for a cloud's alone."""
     if not scheme:
         return SpecLocalPath if kind is SpecPath else MountedLocalPath
@@ -239,16 +239,20 @@ class _LocalSide(LocalPath):
         _twin: ClassVar[type[Any]]
 
         def _given(self, path: Any, other: Any) -> Any: ...
-        def _settle(self, new: Any, other: Any) -> Self: ...
+        def _settle(self, new: Self, other: Any) -> Self: ...
+        def _other_or_twin(self) -> Any: ...
         def _concerns_other(self, segments: tuple[Any, ...]) -> bool: ...
         def _across(self, segment: Any) -> Any: ...
-        def _other_or_twin(self) -> Any: ...
-        def _same(self, other: Any) -> bool: ...
+        def _same_other(self, path: Any) -> bool: ...
+
+    @classmethod
+    def _blank(cls, *segments: Any) -> Self:
+        return LocalPath.__new__(cls, *segments)
 
     @classmethod
     def _bare(cls, *segments: Any) -> Self:
         """A path of this class without another side; cheaper than the constructor."""
-        new: Self = LocalPath.__new__(cls, *segments)
+        new = cls._blank(*segments)
         if sys.version_info >= (3, 12):
             LocalPath.__init__(new, *segments)
         new._other = None
@@ -325,27 +329,29 @@ class _LocalSide(LocalPath):
         return self._settle(new, None if self._other is None else self._other.parent)
 
     @property
-    def parents(self) -> tuple[Self, ...]:  # type: ignore[override]
+    def parents(self) -> tuple[Self, ...]:
         found: list[Self] = []
         for _ in super().parents:
             found.append((found[-1] if found else self).parent)
         return tuple(found)
 
-    def iterdir(self) -> Iterator[Self]:
+    def iterdir(self) -> Generator[Self, None, None]:
         for name in os.listdir(self):
             yield self.joinpath(name)
 
-    def glob(self, *args: Any, **kwargs: Any) -> Iterator[Self]:
+    def glob(self, *args: Any, **kwargs: Any) -> Generator[Self, None, None]:
         for path in LocalPath(self).glob(*args, **kwargs):
             yield self._below(path)
 
-    def rglob(self, *args: Any, **kwargs: Any) -> Iterator[Self]:
+    def rglob(self, *args: Any, **kwargs: Any) -> Generator[Self, None, None]:
         for path in LocalPath(self).rglob(*args, **kwargs):
             yield self._below(path)
 
     if sys.version_info >= (3, 12):
 
-        def walk(self, *args: Any, **kwargs: Any) -> Iterator[tuple[Self, list[str], list[str]]]:
+        def walk(
+            self, *args: Any, **kwargs: Any
+        ) -> Generator[tuple[Self, list[str], list[str]], None, None]:
             for folder, folders, files in LocalPath(self).walk(*args, **kwargs):
                 yield self._below(folder), folders, files
 
@@ -381,8 +387,8 @@ class _LocalSide(LocalPath):
         """Rename as `pathlib` does.
 
         Returns:
-            The target: itself if it is a local path of this kind, and so with both its sides; else a
-            path of this class with that text on both sides.
+            The target: itself if it is a local path of this kind, and so with both its sides; else
+            a path of this class with that text on both sides.
 
         Raises:
             TypeError: The target is a cloud path.
@@ -421,7 +427,7 @@ class _LocalSide(LocalPath):
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, _LocalSide) and other._kind is self._kind:
-            return super().__eq__(other) and self._same(other)
+            return super().__eq__(other) and self._same_other(other)
         return super().__eq__(other)
 
     __hash__ = LocalPath.__hash__

@@ -29,7 +29,9 @@ _SUFFIX = "_scheduler"
 
 def installed_schedulers() -> dict[str, EntryPoint]:
     """Give the entry points of all installed schedulers by name; imports none of them."""
-    return {entry_point.name: entry_point for entry_point in entry_points(group=ALL_SCHEDULERS_GROUP)}
+    return {
+        entry_point.name: entry_point for entry_point in entry_points(group=ALL_SCHEDULERS_GROUP)
+    }
 
 
 def get_scheduler(scheduler: str | type[Scheduler]) -> type[Scheduler]:
@@ -96,7 +98,9 @@ class _BackendModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         backend = importlib.import_module(installed_schedulers()[name].module)
         public = getattr(backend, "__all__", None) or [n for n in vars(backend) if n[0] != "_"]
         module.__doc__ = backend.__doc__
-        module.__dict__.update({public_name: getattr(backend, public_name) for public_name in public})
+        module.__dict__.update(
+            {public_name: getattr(backend, public_name) for public_name in public}
+        )
         module.__dict__["__all__"] = list(public)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import difflib
 import inspect
-import os
 import signal
 import warnings
 from collections.abc import Callable, Sequence
@@ -61,9 +60,9 @@ class LocalScheduler(Scheduler):
         """Start the wrapper of a job; give its process id.
 
         Raises:
-            SubmitError: If the process cannot be made; transient if for want of memory or processes.
+            SubmitError: If there is no process; transient if for want of memory or processes.
         """
-        script = str(self.wrapped_job_script(job))
+        script = f"{self._mounted_workdir}/{job.index}/{self._write_wrapper(job)}"
         try:
             pid = self._table.spawn([JOBCMD_WRAPPER_LANG, "-p", script], job)
         except (BlockingIOError, MemoryError) as exc:

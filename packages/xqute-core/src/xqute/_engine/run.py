@@ -1,0 +1,70 @@
+"""What the parts of the engine share: the scheduler, the hooks, and the one change of status."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+from ..defaults import JobStatus
+from ..job import Job
+from ..plugin import HookTable
+from ..scheduler import Scheduler
+from .chains import Chains
+from .lifecycle import TRANSITIONS
+
+__all__ = ["ENDED", "Run"]
+
+ENDED = (JobStatus.FINISHED, JobStatus.FAILED)
+
+
+class Run:
+    """One run of an engine.
+
+    Attributes:
+        scheduler: The backend.
+        hooks: The plugins.
+        chains: What is still to be done for each job, in order.
+        is_stopping: Whether nothing new is to be submitted.
+        doomed: Jobs that are to be cancelled when they come by.
+    """
+
+    def __init__(self, scheduler: Scheduler, hooks: HookTable) -> None:
+        self.scheduler = scheduler
+        self.hooks = hooks
+        self.chains = Chains()
+        self.is_stopping = False
+        self.doomed: set[Job] = set()
+        self.loop = asyncio.get_running_loop()
+
+    def transition(self, job: Job, status: JobStatus) -> None:
+        """Change the status of a job: the only place where the engine does.
+
+        Raises:
+            RuntimeError: If a job cannot go there from where it is; the engine is at fault.
+        """
+        if status not in TRANSITIONS[job.current_status]:
+            here = job.current_status.name
+            raise RuntimeError(f"{job!r} cannot go from {here} to {status.name}")
+        job.enter(status)
+
+    def call_hook(self, job: Job, hook: str, *args: object) -> None:
+        """Have a hook called, after the job's earlier ones."""
+        if hook in self.hooks:
+            self.chains.add(job, partial(self._call, hook, job, args))
+
+    async def _call(self, hook: str, job: Job, args: tuple[object, ...]) -> None:
+        await self.hooks.acall(hook, self.scheduler, job, *args)
+
+    async def ask_hook(self, job: Job, hook: str) -> bool:
+        """Call a hook that may object; give whether none does.
+
+        A hook that is given up at a stop counts as an objection.
+        """
+        try:
+            return False not in await self.hooks.acall(hook, self.scheduler, job)
+        except asyncio.CancelledError:
+            return False
+
+    def is_doomed(self, job: Job) -> bool:
+        """Whether a job that is about to go on is to be cancelled instead."""
+        return self.is_stopping or job in self.doomed

@@ -1,0 +1,273 @@
+"""From waiting to submitted: room, plugins that object, plans, and what a refusal leads to."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from functools import partial
+
+from .. import _protocol
+from ..defaults import JobStatus
+from ..errors import InvalidJobError, SubmitError
+from ..job import Job
+from ..scheduler import Submission
+from ..utils import logger
+from .ending import Ending
+from .flight import Flight
+from .lifecycle import End, backoff_s
+from .run import ENDED, Run
+from .watching import Watching
+
+__all__ = ["Submitting"]
+
+#: How long submitting may keep the event loop from others.
+_TURN_S = 0.002
+#: How many jobs are planned, or cancelled, before others have a turn.
+_MANY = 256
+
+
+class Submitting:
+    """Keeps the backend as full as `forks` allows.
+
+    A job is in one place at a time: waiting for room, at the gate (plugins are asked), in a plan,
+    or with the backend (then `Watching` has it). All but the first take up room.
+    """
+
+    def __init__(self, run: Run, ending: Ending, watching: Watching) -> None:
+        self._run = run
+        self._ending = ending
+        self._watching = watching
+        self._waiting: deque[Job] = deque()
+        self._gated: set[Job] = set()
+        self._passed: list[Job] = []
+        self._plans: deque[Submission] = deque()
+        self._n_planned = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_pumping = False
+        self._n_refusals = 0
+        self._held_until_s = 0.0
+
+    def queue(self, job: Job) -> None:
+        """Let a job wait for its submission, once its hooks are done."""
+        if job.current_status not in ENDED:
+            self._run.transition(job, JobStatus.QUEUED)
+            self._run.call_hook(job, "on_job_queued")
+        self._run.chains.then(job, partial(self._wait, job))
+
+    def _wait(self, job: Job) -> None:
+        if not self._is_diverted(job):
+            self._waiting.append(job)
+            self.pump_soon()
+
+    def _is_diverted(self, job: Job) -> bool:
+        """End a job that is not to be submitted any more, and tell whether it was so."""
+        if job.current_status in ENDED:
+            self._ending.finish_as_set(job, tell=False)
+        elif self._run.is_doomed(job):
+            self._ending.finish(job, End.cancelled())
+        else:
+            return False
+        return True
+
+    # --- room ----------------------------------------------------------------------------------
+
+    def pump_soon(self) -> None:
+        """See in the next turn of the event loop whether something can be submitted."""
+        if not self._is_pumping:
+            self._is_pumping = True
+            self._run.loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        """Fill the room there is from those that wait, plan them, and have them submitted."""
+        self._is_pumping = False
+        scheduler = self._run.scheduler
+        held_s = self._held_until_s - self._run.loop.time()
+        if held_s > 0 and not self._run.is_stopping:
+            self._is_pumping = True
+            self._run.loop.call_later(held_s, self._pump)
+            return
+        n_taken = (
+            len(self._gated) + len(self._passed) + self._n_planned + len(self._watching.flights)
+        )
+        room = min(scheduler.forks - n_taken, _MANY)
+        if room == _MANY and len(self._waiting) > _MANY:
+            self.pump_soon()
+        while self._waiting and room > 0:
+            job = self._waiting.popleft()
+            if self._is_diverted(job):
+                continue
+            room -= 1
+            if "on_job_submitting" in self._run.hooks:
+                self._gated.add(job)
+                self._run.chains.add(job, partial(self._gate, job))
+            else:
+                self._passed.append(job)
+        if self._passed:
+            self._n_planned += len(self._passed)
+            self._plans.extend(scheduler.plan_submissions(self._passed))
+            self._passed = []
+        while len(self._tasks) < min(len(self._plans), scheduler.submission_batch):
+            task = self._run.loop.create_task(self._submit_plans())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _gate(self, job: Job) -> None:
+        """Ask the plugins whether a job may be submitted."""
+        may = await self._run.ask_hook(job, "on_job_submitting")
+        self._gated.discard(job)
+        self.pump_soon()
+        if job.current_status in (JobStatus.SUBMITTED, JobStatus.RUNNING):
+            self._follow_foreign(job)
+        elif not self._is_diverted(job):
+            if may:
+                self._passed.append(job)
+            else:
+                self._ending.finish(job, End.cancelled())
+
+    def _follow_foreign(self, job: Job) -> None:
+        """Watch a job that a plugin has submitted by itself."""
+        flight = self._watching.take_off(job)
+        self._watching.is_submitted(flight)
+        if job.current_status is JobStatus.RUNNING:
+            self._watching.mark_started(flight)
+
+    # --- submission ----------------------------------------------------------------------------
+
+    async def _submit_plans(self) -> None:
+        turn_ends_s = time.perf_counter() + _TURN_S
+        while self._plans:
+            submission = self._plans.popleft()
+            self._n_planned -= len(submission.jobs)
+            await self._submit(submission)
+            if time.perf_counter() > turn_ends_s:
+                await asyncio.sleep(0)
+                turn_ends_s = time.perf_counter() + _TURN_S
+
+    async def _submit(self, submission: Submission) -> None:
+        """Submit one plan. Whatever happens, each of its jobs is somewhere afterwards."""
+        jobs = [job for job in submission.jobs if self._is_fit(job)]
+        if len(jobs) < len(submission.jobs):
+            # What is left of a spoilt plan is planned anew.
+            self._waiting.extendleft(reversed(jobs))
+            self.pump_soon()
+            return
+        flights = [self._watching.take_off(job) for job in jobs]
+        try:
+            answers = await self._run.scheduler.submit(submission)
+        except asyncio.CancelledError:
+            interrupted = SubmitError("The submission was interrupted", maybe_submitted=True)
+            answers = dict.fromkeys(jobs, interrupted)
+        except Exception as exc:  # noqa: BLE001  # a backend may raise anything; each job is told
+            answers = dict.fromkeys(jobs, exc)
+        for flight in flights:
+            answer = answers.get(flight.job, SubmitError("The backend gave no answer for this job"))
+            if isinstance(answer, Exception):
+                self._is_refused(flight, answer)
+            else:
+                self._is_accepted(flight, answer)
+
+    def _is_fit(self, job: Job) -> bool:
+        """Make ready what a job needs for its submission; False: it has ended instead."""
+        if self._is_diverted(job):
+            return False
+        try:
+            if not job.cmd:
+                raise InvalidJobError(f"Job {job.index} has an empty command")
+            job.clean()
+        except (OSError, InvalidJobError) as exc:
+            self._refuse(job, exc)
+            return False
+        return True
+
+    def _is_accepted(self, flight: Flight, jid: int | str | None) -> None:
+        job = flight.job
+        self._n_refusals = 0
+        if jid is not None:
+            try:
+                job.jid = jid
+            except OSError as exc:
+                logger.warning("The id %s of %r cannot be written: %s", jid, job, exc)
+        self._run.transition(job, JobStatus.SUBMITTED)
+        self._run.call_hook(job, "on_job_submitted")
+        self._watching.is_submitted(flight)
+
+    def _is_refused(self, flight: Flight, exc: Exception) -> None:
+        job = flight.job
+        transient = isinstance(exc, SubmitError) and exc.transient
+        maybe = isinstance(exc, SubmitError) and exc.maybe_submitted
+        if maybe and not self._revoke(flight):
+            # It started all the same: it is ours, under an id that we were not told.
+            logger.info("%r was submitted in spite of: %s", job, exc)
+            self._is_accepted(flight, None)
+            return
+        self._watching.turn_back(flight)
+        if flight.kill_requested:
+            self._ending.finish(job, End.cancelled())
+        elif transient:
+            self._hold(exc)
+            if maybe:
+                self._ending.renew_attempt(job)
+            if not self._is_diverted(job):
+                self._waiting.appendleft(job)
+                self.pump_soon()
+        else:
+            self._refuse(job, exc)
+
+    def _revoke(self, flight: Flight) -> bool:
+        """Make sure that an attempt never starts; False: it has, or that cannot be made sure."""
+        job = flight.job
+        if not self._run.scheduler.uses_wrapper:
+            return True
+        try:
+            return _protocol.revoke_start(job.local_dir, flight.tag, "driver")
+        except OSError as exc:
+            logger.warning("The start of %r cannot be revoked: %s", job, exc)
+            return False
+
+    def _hold(self, exc: Exception) -> None:
+        """Submit nothing for a while, longer each time that the backend refuses."""
+        if self._n_refusals == 0:
+            logger.warning("%s: submissions wait: %s", self._run.scheduler.name, exc)
+        self._held_until_s = self._run.loop.time() + backoff_s(self._n_refusals)
+        self._n_refusals += 1
+
+    def _refuse(self, job: Job, exc: Exception) -> None:
+        """A submission that failed, for good or until a retry: tell it where an output would be."""
+        end = End.not_submitted(exc)
+        logger.debug("%r was not submitted: %s", job, end.reason)
+        try:
+            job.write_file("job.stderr", f"{end.reason}\n")
+            job.write_file("job.rc", str(end.rc))
+        except OSError as write_exc:
+            logger.warning("The refusal of %r cannot be written: %s", job, write_exc)
+        self.pump_soon()
+        self._ending.finish(job, end)
+
+    # --- plugins and stopping ------------------------------------------------------------------
+
+    def is_at_the_gate(self, job: Job) -> bool:
+        """Whether the plugins are being asked about the job."""
+        return job in self._gated
+
+    def cancel(self, job: Job) -> None:
+        """Cancel a job that is not with the backend: now if it waits, else when it comes by."""
+        if job in self._waiting:
+            self._waiting.remove(job)
+            self._run.doomed.add(job)
+            self._is_diverted(job)
+        else:
+            self._run.doomed.add(job)
+
+    def cancel_all(self) -> None:
+        """Cancel all that wait, some at a time, so that a million do not block the event loop."""
+        for _ in range(min(len(self._waiting), _MANY)):
+            self._is_diverted(self._waiting.popleft())
+        if self._waiting:
+            self._run.loop.call_soon(self.cancel_all)
+        self.pump_soon()
+
+    def interrupt(self) -> None:
+        """Wait for no answer any more."""
+        for task in self._tasks:
+            task.cancel()

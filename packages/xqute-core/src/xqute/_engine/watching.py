@@ -1,0 +1,226 @@
+"""The jobs that the backend has: what is heard of them, and when they count as ended."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from functools import partial
+
+from .. import _protocol
+from .._protocol import Event
+from ..defaults import JobStatus
+from ..job import Job
+from ..scheduler import BackendState, Phase
+from ..utils import logger
+from .ending import Ending
+from .flight import Flight
+from .lifecycle import End
+from .reconciler import Reconciler
+from .run import ENDED, Run
+from .settle import claim_lost, judge
+
+__all__ = ["Watching"]
+
+#: Seconds between two calls of `on_job_polling` for one job.
+_POLLING_HOOK_INTERVAL_S = 1.0
+
+
+class Watching:
+    """Follows each attempt from its submission to its end.
+
+    Args:
+        run: The run.
+        ending: Told of each end.
+        on_room: Called when an attempt has ended, so that another may be submitted.
+        on_timeout: Called with an attempt that is to be ended for its timeout.
+        on_kill_due: Called with an attempt that was to be killed before it was submitted.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        ending: Ending,
+        *,
+        on_room: Callable[[], None],
+        on_timeout: Callable[[Flight], None],
+        on_kill_due: Callable[[Flight], None],
+    ) -> None:
+        self.flights: dict[int, Flight] = {}
+        self.reconciler = Reconciler(run.scheduler, self.on_report)
+        self._run = run
+        self._ending = ending
+        self._on_room = on_room
+        self._on_timeout = on_timeout
+        self._on_kill_due = on_kill_due
+        self._polling: asyncio.TimerHandle | None = None
+        self._n_pollings = 0
+
+    def flight_of(self, job: Job) -> Flight | None:
+        """Give the attempt of a job that is with the backend, or just on its way there."""
+        flight = self.flights.get(job.index)
+        return flight if flight is not None and flight.job is job else None
+
+    def take_off(self, job: Job) -> Flight:
+        """Follow a job that is about to be submitted; what is heard of it early is kept."""
+        flight = Flight(job, self._run.scheduler.claim_tag(job))
+        self.flights[job.index] = flight
+        return flight
+
+    def turn_back(self, flight: Flight) -> None:
+        """Forget an attempt that was not submitted after all."""
+        del self.flights[flight.job.index]
+        flight.close()
+
+    def is_submitted(self, flight: Flight) -> None:
+        """The backend has accepted the attempt."""
+        flight.is_submitted = True
+        flight.job.submitted_at = time.time()
+        self.reconciler.add(flight)
+        early, flight.early = flight.early, []
+        for state in early:
+            self.on_report(flight.job, state)
+        if flight.kill_requested and not flight.is_closed:
+            self._on_kill_due(flight)
+
+    # --- what is heard -------------------------------------------------------------------------
+
+    def on_report(self, job: Job, state: BackendState) -> None:
+        """Hear what the backend says of a job."""
+        flight = self.flight_of(job)
+        if flight is None:
+            return
+        if not flight.is_submitted:
+            flight.early.append(state)
+        elif state.phase is Phase.ENDED:
+            self._land(flight, judge(flight, state, self._run.scheduler, is_over=True))
+        elif state.phase is Phase.GONE:
+            if not self._look(flight, state):
+                self._miss(flight, state)
+        else:
+            flight.gone_since_s = None
+            if state.phase is Phase.RUNNING:
+                self._hear_it_runs(flight, state)
+
+    def on_event(self, event: Event) -> None:
+        """Hear what a job says of itself. It is a hint: what counts are the claims."""
+        flight = self.flights.get(event.index)
+        if flight is None or flight.job.trial_count != event.attempt:
+            return
+        runs = event.status == JobStatus.RUNNING
+        if not flight.is_submitted:
+            flight.early.append(BackendState(Phase.RUNNING if runs else Phase.GONE))
+            return
+        flight.checks = 0
+        if runs:
+            self.mark_started(flight, event.epoch_ms / 1000)
+        else:
+            self._look(flight, None)
+
+    def _hear_it_runs(self, flight: Flight, state: BackendState) -> None:
+        """The backend says that it runs; where jobs tell by themselves, that may not be so yet."""
+        scheduler = self._run.scheduler
+        if not (scheduler.uses_wrapper and scheduler.leaves_events):
+            self.mark_started(flight)
+        elif not self._look(flight, state) and flight.job.started_at is None:
+            try:
+                claim = _protocol.read_start_claim(flight.job.local_dir, flight.tag)
+            except OSError as exc:
+                logger.debug("The start of %r cannot be read: %s", flight.job, exc)
+                return
+            if claim is not None and not claim.revoked:
+                self.mark_started(flight)
+
+    def _look(self, flight: Flight, state: BackendState | None) -> bool:
+        """Look whether the end of the attempt is recorded; True if it is."""
+        end = judge(flight, state, self._run.scheduler)
+        self._land(flight, end)
+        return end is not None
+
+    def _miss(self, flight: Flight, state: BackendState) -> None:
+        """The backend does not know the job, and no end is recorded: not yet, or never."""
+        grace_s = self._run.scheduler.lost_grace_s
+        now_s = self._run.loop.time()
+        if flight.gone_since_s is None:
+            flight.gone_since_s = now_s
+        missed_s = now_s - flight.gone_since_s
+        if missed_s < grace_s:
+            self.reconciler.add(flight, grace_s - missed_s)
+        else:
+            self._land(flight, claim_lost(flight, state, self._run.scheduler))
+
+    # --- what follows --------------------------------------------------------------------------
+
+    def mark_started(self, flight: Flight, started_at: float | None = None) -> None:
+        """The attempt runs; told once."""
+        job = flight.job
+        if job.started_at is not None:
+            return
+        job.started_at = time.time() if started_at is None else started_at
+        if job.current_status is JobStatus.SUBMITTED:
+            self._run.transition(job, JobStatus.RUNNING)
+        self._run.call_hook(job, "on_job_started")
+        scheduler = self._run.scheduler
+        timeout_s = scheduler.timeout_of(job)
+        if timeout_s:
+            if not scheduler.enforces_timeout:
+                # The wrapper does, and tells so; this is for one that cannot.
+                timeout_s += scheduler.kill_grace_s + 5
+            flight.timer = self._run.loop.call_later(timeout_s, self._time_out, flight)
+        if self._polling is None and "on_job_polling" in self._run.hooks:
+            self._polling = self._run.loop.call_later(_POLLING_HOOK_INTERVAL_S, self._poll_hooks)
+
+    def _time_out(self, flight: Flight) -> None:
+        flight.timed_out = True
+        self._on_timeout(flight)
+
+    def _poll_hooks(self) -> None:
+        self._n_pollings += 1
+        for flight in self.flights.values():
+            job = flight.job
+            if job.current_status is JobStatus.RUNNING and job not in self._run.chains:
+                self._run.call_hook(job, "on_job_polling", self._n_pollings)
+        self._polling = None
+        if self.flights:
+            self._polling = self._run.loop.call_later(_POLLING_HOOK_INTERVAL_S, self._poll_hooks)
+
+    def lose(self, flight: Flight, end: End) -> None:
+        """Give an attempt up: nothing more is to be heard of it."""
+        self._land(flight, end)
+
+    def _land(self, flight: Flight, end: End | None) -> None:
+        """The attempt has ended, if there is an end: the backend has nothing of it any more."""
+        job = flight.job
+        if end is None or self.flight_of(job) is not flight:
+            return
+        if end.ran:
+            self.mark_started(flight)
+        del self.flights[job.index]
+        flight.close()
+        self._on_room()
+        self._ending.finish(job, end)
+
+    def status_is_set(self, flight: Flight, status: JobStatus) -> bool:
+        """A plugin sets the status of a job that the backend has: decide whether it counts."""
+        if not flight.is_submitted:
+            return False
+        if status is JobStatus.RUNNING:
+            self.mark_started(flight)
+            return False  # because it is done already
+        if status is JobStatus.KILLING:
+            flight.kill_requested = True
+            return True
+        if status not in ENDED:
+            return False
+        del self.flights[flight.job.index]
+        flight.close()
+        self._on_room()
+        # The status is entered when this returns.
+        self._run.loop.call_soon(partial(self._ending.finish_as_set, flight.job, tell=True))
+        return True
+
+    async def close(self) -> None:
+        """Watch no more."""
+        if self._polling is not None:
+            self._polling.cancel()
+        await self.reconciler.close()

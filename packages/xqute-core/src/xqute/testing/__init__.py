@@ -1,0 +1,2 @@
+"""x"""
+from ._memory import MemoryScheduler

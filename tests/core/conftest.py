@@ -1,0 +1,203 @@
+"""What the suites of the core share: waiting for facts, recording hooks, programs, live processes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from xqute import plugin
+
+
+@pytest.fixture
+def until():
+    """Wait for a fact: `await until(lambda: path.exists())` gives the first true value."""
+
+    async def wait_until(condition, deadline_s=20.0):
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + deadline_s
+        while not (value := condition()):
+            assert loop.time() < end_s, "what was waited for did not come true"
+            await asyncio.sleep(0.005)
+        return value
+
+    return wait_until
+
+
+class Recorder:
+    """A plugin that notes which hook was called for which job, and what the job looked like then."""
+
+    def __init__(self, name="recorder"):
+        self.name = name
+        #: (hook, index, status, trial_count)
+        self.calls = []
+        self.shutdowns = []
+        self.inits = []
+
+    def hooks(self, index=None):
+        return [call[0] for call in self.calls if index is None or call[1] == index]
+
+    def _note(self, hook, job):
+        self.calls.append((hook, job.index, job.status, job.trial_count))
+
+    @plugin.impl
+    def on_init(self, xqute):
+        self.inits.append(xqute)
+
+    @plugin.impl
+    def on_shutdown(self, xqute, sig):
+        self.shutdowns.append(sig)
+
+    @plugin.impl
+    async def on_job_init(self, scheduler, job):
+        self._note("init", job)
+
+    @plugin.impl
+    async def on_job_queued(self, scheduler, job):
+        self._note("queued", job)
+
+    @plugin.impl
+    async def on_job_submitting(self, scheduler, job):
+        self._note("submitting", job)
+
+    @plugin.impl
+    async def on_job_submitted(self, scheduler, job):
+        self._note("submitted", job)
+
+    @plugin.impl
+    async def on_job_started(self, scheduler, job):
+        self._note("started", job)
+
+    @plugin.impl
+    async def on_job_killing(self, scheduler, job):
+        self._note("killing", job)
+
+    @plugin.impl
+    async def on_job_killed(self, scheduler, job):
+        self._note("killed", job)
+
+    @plugin.impl
+    async def on_job_failed(self, scheduler, job):
+        self._note("failed", job)
+
+    @plugin.impl
+    async def on_job_succeeded(self, scheduler, job):
+        self._note("succeeded", job)
+
+
+@pytest.fixture
+def make_recorder():
+    return Recorder
+
+
+@pytest.fixture
+def recorder():
+    return Recorder()
+
+
+def _is_alive(pid):
+    """Whether a process is there and no zombie."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b") ")[2][:1] not in (b"Z", b"X")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.fixture
+def is_alive():
+    return _is_alive
+
+
+@pytest.fixture
+def job_processes(tmp_path):
+    """Give the live processes of jobs under `tmp_path`; none may be left when the test is over."""
+    needle = os.fsencode(tmp_path)
+
+    def find():
+        found = []
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            if int(name) == os.getpid() or not _is_alive(name):
+                continue
+            try:
+                with open(f"/proc/{name}/cmdline", "rb") as file:
+                    cmdline = file.read()
+                with open(f"/proc/{name}/environ", "rb") as file:
+                    is_command = b"XQUTE_JOB_METADIR=" + needle in file.read()
+            except OSError:
+                continue  # it is gone, or somebody else's
+            if is_command or (needle in cmdline and b"/job.wrapped." in cmdline):
+                found.append(int(name))
+        return found
+
+    yield find
+    left = find()
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left, "processes of jobs were left running"
+
+
+class Driver:
+    """A Python program in a process of its own; its last line on stdout is a JSON value."""
+
+    def __init__(self, source, cwd, args, **popen):
+        path = cwd / "driver.py"
+        path.write_text(textwrap.dedent(source))
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "error", str(path), *map(str, args)],
+            cwd=cwd,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **popen,
+        )
+
+    def send(self, sig):
+        self.process.send_signal(sig)
+
+    def finish(self, rc=0, timeout_s=60):
+        """Wait for its end; give the value that it printed."""
+        stdout, self.stderr = self.process.communicate(timeout=timeout_s)
+        assert self.process.returncode == rc, f"rc {self.process.returncode}: {self.stderr}"
+        lines = stdout.splitlines()
+        return json.loads(lines[-1]) if lines else None
+
+
+@pytest.fixture
+def start_driver(tmp_path):
+    """Start a program: `start_driver(source, arg, ...)`; its working directory is `tmp_path`."""
+    drivers = []
+
+    def start(source, *args, **popen):
+        drivers.append(Driver(source, tmp_path, args, **popen))
+        return drivers[-1]
+
+    yield start
+    for driver in drivers:
+        if driver.process.poll() is None:
+            driver.process.kill()
+        driver.process.communicate()
+
+
+class Gate:
+    """What jobs wait at: `command()` runs until `open()`."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def command(self, then="exit 0"):
+        return ["bash", "-c", 'until [[ -e $0 ]]; do sleep 0.01; done; eval "$1"', self.path, then]
+
+    def open(self):
+        self.path.touch()
+
+
+@pytest.fixture
+def gate(tmp_path):
+    return Gate(tmp_path / "gate")
