@@ -17,7 +17,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench import FULL, QUICK, Bench
 from reporting import Section, render_section, section_as_json
@@ -35,15 +35,14 @@ def main() -> int:
     here = _machine()
     load = os.getloadavg()[0]
     print(f"{here['cores']} cores, {here['cpu']}, {here['system']}, Python {here['python']}")
-    print(
-        f"load before the start {load:.2f}; figures are medians over interleaved rounds, noise is"
-    )
-    print("(max - min) / median", flush=True)
     started = time.perf_counter()
     sections: list[Section] = []
     signal.signal(signal.SIGTERM, _interrupt)  # so that what was made is removed then, too
-    with _folder() as scratch:
-        bench = Bench(sizes, scratch, options.peers or scratch / "peers", _tell)
+    with _folder(None) as scratch, _folder("/dev/shm") as memory:
+        here["files_us"] = _probe_us(scratch)
+        print(f"load {load:.2f}; in {scratch.parent} a folder with a file costs", end=" ")
+        print(f"{here['files_us']:.0f} us", flush=True)
+        bench = Bench(sizes, scratch, memory, options.peers or scratch / "peers", _tell)
         for name in options.only or SECTIONS:
             section = SECTIONS[name](bench)
             _tell("")
@@ -91,7 +90,7 @@ def _parse() -> argparse.Namespace:
     return options
 
 
-def _machine() -> dict[str, str | int | None]:
+def _machine() -> dict[str, Any]:
     cpu = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
@@ -114,9 +113,22 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 
 @contextmanager
-def _folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="xqute-benchmark-") as folder:
+def _folder(root: str | None) -> Iterator[Path]:
+    if root is not None and not os.access(root, os.W_OK):
+        root = None
+    with tempfile.TemporaryDirectory(prefix="xqute-benchmark-", dir=root) as folder:
         yield Path(folder).resolve()
+
+
+def _probe_us(scratch: Path) -> float:
+    """What a folder with a one-byte file costs in `scratch`."""
+    count = 500
+    started = time.perf_counter()
+    for index in range(count):
+        folder = scratch / f"probe-{index}"
+        folder.mkdir()
+        (folder / "file").write_bytes(b"0")
+    return (time.perf_counter() - started) / count * 1e6
 
 
 def _tell(text: str) -> None:

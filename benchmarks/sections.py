@@ -84,7 +84,7 @@ def engine(bench: Bench) -> Section:
     Jobs/s and cost a job are from the first feed until `run_until_complete` returned, with a lag
     sampler beside it all the time (200 wakings/s, below 1 % of the time). The cost's ratio is that
     of wall time a job in the same round. Lag is weighted by time: at 99 % of all moments the loop
-    would have answered within so long.
+    would have answered within so long. Job folders are in memory (/dev/shm), too.
 
     Memory is what one job adds to a process of its own: waiting, when all are fed, 100 held back
     by a hook and the others behind them; done, when all have ended and are still in `Xqute.jobs`.
@@ -95,14 +95,15 @@ def engine(bench: Bench) -> Section:
 
     def run(jobs: int) -> dict[str, Any]:
         options = ("--scheduler", "memory", "--forks", MEMORY_FORKS, "--jobs", jobs, "--lag")
-        return bench.drive("xqute_jobs.py", *options)
+        return bench.drive("xqute_jobs.py", *options, files_in_memory=True)
+
+    def hold(*options: str) -> dict[str, Any]:
+        return bench.drive("xqute_memory.py", "--jobs", many, *options, files_in_memory=True)
 
     def measure() -> list[Figure]:
         runs = [(run(few), run(many)) for _ in range(sizes.long_rounds)]
-        resident = [
-            bench.drive("xqute_memory.py", "--jobs", many) for _ in range(sizes.long_rounds)
-        ]
-        allocated = [bench.drive("xqute_memory.py", "--jobs", many, "--trace")]
+        resident = [hold() for _ in range(sizes.long_rounds)]
+        allocated = [hold("--trace")]
         few_s = [each["seconds"] / few for each, _ in runs]
         many_s = [each["seconds"] / many for _, each in runs]
         ratios = [ours / theirs for ours, theirs in zip(many_s, few_s, strict=True)]

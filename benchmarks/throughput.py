@@ -61,8 +61,7 @@ class Entrant:
 
     def _run(self, bench: Bench, jobs: int) -> list[Run]:
         try:
-            with bench.folder() as folder:
-                return [self.peer.run(jobs, folder)]
+            return [self.peer.run(jobs, bench.new_folder())]
         except BenchmarkError as exc:
             self.absent = Absent(self.peer.name, str(exc), broken=True)
             return []

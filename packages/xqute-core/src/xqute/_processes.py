@@ -42,11 +42,11 @@ class ProcessTable:
     not to be had (no such kernel, no descriptor left), children are looked at in short intervals.
 
     Args:
-        on_exit: Told, on the event loop, of the exit of a job's process: its exit code, 128+n for a
-            death by signal n, None if something else in this process reaped it.
+        on_exit: Told, on the event loop, of the exit of a job's process: its id and exit code,
+            128+n for a death by signal n, None if something else in this process reaped it.
     """
 
-    def __init__(self, on_exit: Callable[[Job, int | None], None]) -> None:
+    def __init__(self, on_exit: Callable[[int, Job, int | None], None]) -> None:
         self._on_exit = on_exit
         self._children: dict[int, _Child] = {}
         self._killed: set[int] = set()
@@ -159,7 +159,7 @@ class ProcessTable:
             if child.pidfd is not None:
                 del self._by_pidfd[child.pidfd]
                 os.close(child.pidfd)
-            self._on_exit(child.job, rc)
+            self._on_exit(child.pid, child.job, rc)
         return len(exited)
 
 

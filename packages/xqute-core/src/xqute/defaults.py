@@ -11,8 +11,10 @@ from typing import overload
 __all__ = [
     "DEFAULT_ERROR_STRATEGY",
     "DEFAULT_JOB_CMD_WRAPPER_SHELL",
+    "DEFAULT_FIRST_RECHECK_S",
     "DEFAULT_KILL_GRACE_S",
     "DEFAULT_KILL_TIMEOUT_S",
+    "DEFAULT_LOST_GRACE_S",
     "DEFAULT_NUM_RETRIES",
     "DEFAULT_RECHECK_INTERVAL_S",
     "DEFAULT_SCHEDULER_FORKS",
@@ -112,6 +114,10 @@ DEFAULT_SCHEDULER_FORKS = 1
 DEFAULT_SUBMISSION_BATCH = 8
 #: Between two bulk queries for silent jobs.
 DEFAULT_RECHECK_INTERVAL_S = 10.0
+#: From a submission to the first such query.
+DEFAULT_FIRST_RECHECK_S = 1.0
+#: From the backend's word that a job is gone to the verdict that it is lost.
+DEFAULT_LOST_GRACE_S = 2.0
 #: Between TERM and KILL.
 DEFAULT_KILL_GRACE_S = 10.0
 #: From TERM until a kill that was not confirmed is called so.

@@ -6,13 +6,13 @@ import os
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 from . import _files
 from .defaults import RC_UNKNOWN, JobOutcome, JobStatus
 from .errors import InvalidJobError
-from .path import SpecPath
+from .path import SpecLocalPath, SpecPath
 
 if TYPE_CHECKING:
     from .utils import CommandType
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["Job"]
 
 _ENDED = (JobStatus.FINISHED, JobStatus.FAILED)
+#: What each attempt writes anew, in the job's folder.
+_ATTEMPT_FILES = ("job.stdout", "job.stderr", "job.status", "job.rc", "job.jid")
 #: Between these and the end, the wrapper alone knows where a job is.
 _OUT_OF_SIGHT = (JobStatus.SUBMITTED, JobStatus.RUNNING, JobStatus.KILLING)
 
@@ -119,7 +121,6 @@ class Job:
         self._status = JobStatus.INIT
         self._rc: int | None = None
         self._driver: Driver | None = None
-        self._is_new = False
         self.prev_status = JobStatus.INIT
         self.trial_count = 0
         self.error_retry = error_retry
@@ -141,8 +142,11 @@ class Job:
         self.started_at: float | None = None
         self.ended_at: float | None = None
         self.adopted = False
-        if isinstance(self._workdir, Path):
-            self._is_new = _files.make_dir(self.local_dir)
+        self._is_new = self._make_folder()
+
+    def _make_folder(self) -> bool:
+        """Make the job's folder, if the workdir is local; tell whether it is new."""
+        return isinstance(self._workdir, SpecLocalPath) and _files.make_dir(self.local_dir)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}-{self.index}({self.jid}): ({self.cmd})>"
@@ -344,7 +348,6 @@ class Job:
             OSError: If a file can neither be moved nor removed.
         """
         if self._is_new and self.trial_count == 0 and not retry:
-            self._is_new = False
             return
         folder = self.local_dir
         kept = f"{folder}/job.retry/{self.trial_count}"
@@ -352,16 +355,25 @@ class Job:
             if os.path.isdir(kept):
                 shutil.rmtree(kept)
             _files.make_dir(kept)
-        for name in ("job.stdout", "job.stderr", "job.status", "job.rc", "job.jid"):
-            try:
+        for name in _ATTEMPT_FILES:
+            with suppress(FileNotFoundError):
                 if retry:
                     os.rename(f"{folder}/{name}", f"{kept}/{name}")
                 else:
                     os.unlink(f"{folder}/{name}")
-            except FileNotFoundError:
-                continue
+        if not retry:
+            self._remove_spent_claims()
         self._jid = None
         self._rc = None
+
+    def _remove_spent_claims(self) -> None:
+        """Remove the claims of attempts that have ended; others still forbid a late start."""
+        folder = self.local_dir
+        for name in os.listdir(folder):
+            if name.startswith("job.end."):
+                with suppress(FileNotFoundError):
+                    os.unlink(f"{folder}/job.start.{name.removeprefix('job.end.')}")
+                os.unlink(f"{folder}/{name}")
 
 
 def _as_words(cmd: CommandType) -> tuple[str, ...]:

@@ -12,16 +12,19 @@ import os
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from . import wrapper
+from . import _protocol, wrapper
 from .defaults import (
     DEFAULT_ERROR_STRATEGY,
+    DEFAULT_FIRST_RECHECK_S,
     DEFAULT_KILL_GRACE_S,
     DEFAULT_KILL_TIMEOUT_S,
+    DEFAULT_LOST_GRACE_S,
     DEFAULT_NUM_RETRIES,
     DEFAULT_RECHECK_INTERVAL_S,
     DEFAULT_SCHEDULER_FORKS,
@@ -67,12 +70,15 @@ class BackendState(NamedTuple):
         rc: Its exit code, where the backend knows it.
         cause: Why it ended, a `JobCause`, where the backend knows more than an exit code.
         reason: The same in words, for people.
+        jid: The native id that this is about; None: the job's current one. What is said of an
+            earlier attempt is not taken for news of the current one.
     """
 
     phase: Phase
     rc: int | None = None
     cause: str | None = None
     reason: str = ""
+    jid: int | str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +130,6 @@ class Scheduler(ABC):
     enforces_timeout: ClassVar[bool] = False
     #: Whether jobs run in the wrapper and so leave files; False only where a job is no process.
     uses_wrapper: ClassVar[bool] = True
-    #: Seconds until a job that nothing was heard of is asked about first; later intervals grow.
-    first_recheck_s: ClassVar[float] = 1.0
-    #: Seconds between the backend's word that a job is gone and the verdict that it is lost.
-    lost_grace_s: ClassVar[float] = 2.0
     #: The environment variable in which the backend gives the job its native id.
     native_id_variable: ClassVar[str] = ""
 
@@ -139,10 +141,12 @@ class Scheduler(ABC):
         "cwd",
         "driver",
         "error_strategy",
+        "first_recheck_s",
         "forks",
         "jobname_prefix",
         "kill_grace_s",
         "kill_timeout_s",
+        "lost_grace_s",
         "num_retries",
         "postscript",
         "prescript",
@@ -193,6 +197,10 @@ class Scheduler(ABC):
         #: Seconds between TERM and KILL, and from TERM until a kill counts as not confirmed.
         self.kill_grace_s = DEFAULT_KILL_GRACE_S
         self.kill_timeout_s = DEFAULT_KILL_TIMEOUT_S
+        #: Seconds until a job that nothing was heard of is asked about first; later ones grow.
+        self.first_recheck_s = DEFAULT_FIRST_RECHECK_S
+        #: Seconds from the backend's word that a job is gone to the verdict that it is lost.
+        self.lost_grace_s = DEFAULT_LOST_GRACE_S
         self.cwd = cwd
         self.timeout = timeout
         self.resources = resources
@@ -389,7 +397,7 @@ class Scheduler(ABC):
         workdir = self._mounted_workdir
         metadir = f"{workdir}/{job.index}"
         cwd = self.cwd if job.cwd is None else job.cwd
-        native_id = f"${{{self.native_id_variable}:--}}" if self.native_id_variable else "-"
+        native_id = f'"${{{self.native_id_variable}-}}"' if self.native_id_variable else "''"
         return wrapper.render(
             {
                 "shebang": self.jobcmd_shebang(job),
@@ -397,6 +405,7 @@ class Scheduler(ABC):
                 "parameters": wrapper.build_parameters(
                     index=job.index,
                     attempt=job.trial_count,
+                    tag=self.claim_tag(job),
                     directory=metadir,
                     spool=f"{workdir}/.run/events" if self.leaves_events else "",
                     timeout_s=0 if self.enforces_timeout else self.timeout_of(job),
@@ -454,6 +463,13 @@ class Scheduler(ABC):
         if False in await hooks.acall("on_job_submitting", self, job):
             return
         job.clean()
+        # Nothing of an earlier submission runs any more: its claims are void.
+        for path in (
+            _protocol.start_claim_path(job.local_dir, self.claim_tag(job)),
+            _protocol.end_claim_path(job.local_dir, self.claim_tag(job)),
+        ):
+            with suppress(FileNotFoundError):
+                os.unlink(path)
         try:
             if not job.cmd:
                 raise InvalidJobError(f"Job {job.index} has an empty command")

@@ -208,6 +208,8 @@ if ! xq_claim "$xq_dir/job.start.$xq_tag" \
     [[ -e $xq_dir/job.start.$xq_tag ]] && exit 121
     exit 122
 fi
+# Somebody has given this attempt up meanwhile: what they wrote stands.
+[[ -e $xq_dir/job.end.$xq_tag ]] && exit 121
 
 #? timeout
 exec 4< <(xq_guard)

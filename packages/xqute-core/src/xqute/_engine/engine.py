@@ -30,7 +30,7 @@ from .watching import Watching
 __all__ = ["Engine"]
 
 #: How long feeding may keep the event loop from others.
-_TURN_S = 0.002
+_TURN_S = 0.001
 
 
 class Engine:

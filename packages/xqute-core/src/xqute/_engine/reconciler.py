@@ -9,10 +9,12 @@ import random
 from collections.abc import Callable
 from contextlib import suppress
 
+from .. import _protocol
 from ..job import Job
-from ..scheduler import BackendState, Scheduler
+from ..scheduler import BackendState, Phase, Scheduler
 from ..utils import logger
 from .flight import Flight
+from .settle import read_start
 
 __all__ = ["Reconciler"]
 
@@ -82,22 +84,41 @@ class Reconciler:
         return flights
 
     async def _ask(self, flights: list[Flight]) -> None:
-        if not flights:
-            return
-        jobs = [flight.job for flight in flights]
+        states: dict[Job, BackendState] = {}
         try:
-            states = await self._scheduler.poll_jobs(jobs)
+            states.update(await self._find([f for f in flights if f.job.jid is None]))
+            known = [flight.job for flight in flights if flight.job.jid is not None]
+            if known:
+                states.update(await self._scheduler.poll_jobs(known))
         except Exception as exc:  # noqa: BLE001  # a backend may raise anything: unknown, then
             logger.warning(
-                "%s does not tell about %d jobs: %s", self._scheduler.name, len(jobs), exc
+                "%s does not tell about %d jobs: %s", self._scheduler.name, len(flights), exc
             )
-            states = {}
         for flight in flights:
+            if flight.is_closed:
+                continue
             flight.checks += 1
             self.add(flight)
             state = states.get(flight.job)
-            if state is not None and not flight.is_closed:
+            if state is not None:
                 self._report(flight.job, state)
+
+    async def _find(self, flights: list[Flight]) -> dict[Job, BackendState]:
+        """Look for attempts that were accepted without our being told under which id."""
+        if not flights:
+            return {}
+        keys = {self._scheduler.submission_key(flight.job): flight for flight in flights}
+        for key, jid in (await self._scheduler.find_submitted(keys)).items():
+            keys.pop(key).job.jid = jid
+        return {
+            flight.job: BackendState(Phase.PENDING if self._may_live(flight) else Phase.GONE)
+            for flight in keys.values()
+        }
+
+    def _may_live(self, flight: Flight) -> bool:
+        """Whether an attempt without an id may still be there, as far as its start claim tells."""
+        claim = read_start(flight) if self._scheduler.uses_wrapper else None
+        return claim is not None and _protocol.claim_is_alive(claim) is not False
 
     async def close(self) -> None:
         """Ask no more."""

@@ -9,7 +9,7 @@ from ..utils import logger
 from .flight import Flight
 from .lifecycle import End
 
-__all__ = ["claim_lost", "judge"]
+__all__ = ["claim_lost", "judge", "read_start"]
 
 #: What the wrapper exits with if it has not begun.
 _RC_CLAIM_TAKEN, _RC_CLAIM_FAILED = 121, 122
@@ -43,6 +43,15 @@ def judge(
     if end is not None or not is_over or state is None:
         return end
     return _settle_without_record(flight, state)
+
+
+def read_start(flight: Flight) -> _protocol.StartClaim | None:
+    """Give who has started the attempt, or revoked it; None: nobody, or it cannot be read."""
+    try:
+        return _protocol.read_start_claim(flight.job.local_dir, flight.tag)
+    except OSError as exc:
+        logger.warning("The start of %r cannot be read: %s", flight.job, exc)
+        return None
 
 
 def _read_foreign_end(flight: Flight) -> End | None:

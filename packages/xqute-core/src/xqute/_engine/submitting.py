@@ -22,7 +22,7 @@ from .watching import Watching
 __all__ = ["Submitting"]
 
 #: How long submitting may keep the event loop from others.
-_TURN_S = 0.002
+_TURN_S = 0.001
 #: How many jobs are planned, or cancelled, before others have a turn.
 _MANY = 256
 
@@ -44,6 +44,7 @@ class Submitting:
         self._plans: deque[Submission] = deque()
         self._n_planned = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._n_awaited = 0
         self._is_pumping = False
         self._n_refusals = 0
         self._held_until_s = 0.0
@@ -107,10 +108,7 @@ class Submitting:
             self._n_planned += len(self._passed)
             self._plans.extend(scheduler.plan_submissions(self._passed))
             self._passed = []
-        while len(self._tasks) < min(len(self._plans), scheduler.submission_batch):
-            task = self._run.loop.create_task(self._submit_plans())
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        self._spread()
 
     async def _gate(self, job: Job) -> None:
         """Ask the plugins whether a job may be submitted."""
@@ -134,11 +132,24 @@ class Submitting:
 
     # --- submission ----------------------------------------------------------------------------
 
+    def _spread(self) -> None:
+        """Submit in one more task if all wait for answers, up to `submission_batch`.
+
+        A backend that answers without waiting is served by one task.
+        """
+        n_tasks = len(self._tasks)
+        if self._plans and self._n_awaited == n_tasks < self._run.scheduler.submission_batch:
+            task = self._run.loop.create_task(self._submit_plans())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
     async def _submit_plans(self) -> None:
         turn_ends_s = time.perf_counter() + _TURN_S
         while self._plans:
             submission = self._plans.popleft()
             self._n_planned -= len(submission.jobs)
+            if self._plans:
+                self._run.loop.call_soon(self._spread)
             await self._submit(submission)
             if time.perf_counter() > turn_ends_s:
                 await asyncio.sleep(0)
@@ -153,6 +164,7 @@ class Submitting:
             self.pump_soon()
             return
         flights = [self._watching.take_off(job) for job in jobs]
+        self._n_awaited += 1
         try:
             answers = await self._run.scheduler.submit(submission)
         except asyncio.CancelledError:
@@ -160,6 +172,8 @@ class Submitting:
             answers = dict.fromkeys(jobs, interrupted)
         except Exception as exc:  # noqa: BLE001  # a backend may raise anything; each job is told
             answers = dict.fromkeys(jobs, exc)
+        finally:
+            self._n_awaited -= 1
         for flight in flights:
             answer = answers.get(flight.job, SubmitError("The backend gave no answer for this job"))
             if isinstance(answer, Exception):
@@ -218,7 +232,7 @@ class Submitting:
         """Make sure that an attempt never starts; False: it has, or that cannot be made sure."""
         job = flight.job
         if not self._run.scheduler.uses_wrapper:
-            return True
+            return False
         try:
             return _protocol.revoke_start(job.local_dir, flight.tag, "driver")
         except OSError as exc:

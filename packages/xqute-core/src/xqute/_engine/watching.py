@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from .. import _protocol
 from .._protocol import Event
 from ..defaults import JobStatus
 from ..job import Job
@@ -18,7 +17,7 @@ from .flight import Flight
 from .lifecycle import End
 from .reconciler import Reconciler
 from .run import ENDED, Run
-from .settle import claim_lost, judge
+from .settle import claim_lost, judge, read_start
 
 __all__ = ["Watching"]
 
@@ -92,6 +91,8 @@ class Watching:
             return
         if not flight.is_submitted:
             flight.early.append(state)
+        elif state.jid is not None and state.jid != job.jid:
+            logger.debug("What is said of %s is no news of %r", state.jid, job)
         elif state.phase is Phase.ENDED:
             self._land(flight, judge(flight, state, self._run.scheduler, is_over=True))
         elif state.phase is Phase.GONE:
@@ -99,8 +100,7 @@ class Watching:
                 self._miss(flight, state)
         else:
             flight.gone_since_s = None
-            if state.phase is Phase.RUNNING:
-                self._hear_it_runs(flight, state)
+            self._hear_it_is_there(flight, state)
 
     def on_event(self, event: Event) -> None:
         """Hear what a job says of itself. It is a hint: what counts are the claims."""
@@ -117,17 +117,14 @@ class Watching:
         else:
             self._look(flight, None)
 
-    def _hear_it_runs(self, flight: Flight, state: BackendState) -> None:
-        """The backend says that it runs; where jobs tell by themselves, that may not be so yet."""
+    def _hear_it_is_there(self, flight: Flight, state: BackendState) -> None:
+        """The backend has it, pending or running; jobs that tell by themselves know better."""
         scheduler = self._run.scheduler
         if not (scheduler.uses_wrapper and scheduler.leaves_events):
-            self.mark_started(flight)
+            if state.phase is Phase.RUNNING:
+                self.mark_started(flight)
         elif not self._look(flight, state) and flight.job.started_at is None:
-            try:
-                claim = _protocol.read_start_claim(flight.job.local_dir, flight.tag)
-            except OSError as exc:
-                logger.debug("The start of %r cannot be read: %s", flight.job, exc)
-                return
+            claim = read_start(flight)
             if claim is not None and not claim.revoked:
                 self.mark_started(flight)
 

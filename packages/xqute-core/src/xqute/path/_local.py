@@ -158,7 +158,8 @@ class SpecPath(_TwoSided):
     __slots__ = ()
     _keyword = "mounted"
 
-    def __new__(cls, path: PathLike, *_args: Any, **_kwargs: Any) -> Self:
+    def __new__(cls, path: PathLike, mounted: PathLike | None = None, *, client: Any = None) -> Self:
+        del mounted, client  # as `__init__` gets them, too
         return cls._new(path)
 
     def __init__(
@@ -182,7 +183,8 @@ class MountedPath(_TwoSided):
     __slots__ = ()
     _keyword = "spec"
 
-    def __new__(cls, path: PathLike, *_args: Any, **_kwargs: Any) -> Self:
+    def __new__(cls, path: PathLike, spec: PathLike | None = None, *, client: Any = None) -> Self:
+        del spec, client  # as `__init__` gets them, too
         return cls._new(path)
 
     def __init__(self, path: PathLike, spec: PathLike | None = None, *, client: Any = None) -> None:

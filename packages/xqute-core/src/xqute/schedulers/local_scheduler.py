@@ -73,9 +73,9 @@ class LocalScheduler(Scheduler):
             self._report(job, BackendState(Phase.RUNNING))
         return pid
 
-    def _on_exit(self, job: Job, rc: int | None) -> None:
+    def _on_exit(self, pid: int, job: Job, rc: int | None) -> None:
         if self._report is not None:
-            self._report(job, BackendState(Phase.ENDED, rc))
+            self._report(job, BackendState(Phase.ENDED, rc, jid=pid))
 
     async def job_is_running(self, job: Job) -> bool:
         """Tell whether the wrapper of the job still runs."""

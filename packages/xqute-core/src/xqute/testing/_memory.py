@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
@@ -20,6 +19,42 @@ _CHUNK: Final = 32
 _SUCCEEDS: Final = Behaviour()
 _ENDED_0: Final = BackendState(Phase.ENDED, 0)
 _RUNNING: Final = BackendState(Phase.RUNNING)
+
+
+class MemoryJob(Job):
+    """A job without a folder: what others keep in files, it keeps in memory."""
+
+    __slots__ = ("_texts",)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._texts: dict[str, str] | None = None
+        super().__init__(*args, **kwargs)
+
+    def _make_folder(self) -> bool:
+        return False
+
+    @property
+    def jid(self) -> int | str | None:
+        """The id that the scheduler gave it; None: none yet."""
+        return self._jid
+
+    @jid.setter
+    def jid(self, jid: int | str | None) -> None:
+        self._jid = jid
+
+    def read_file(self, name: str) -> str | None:
+        """Give what was written under that name; None if nothing was."""
+        return None if self._texts is None else self._texts.get(name)
+
+    def write_file(self, name: str, text: str) -> None:
+        """Keep a text under a name."""
+        if self._texts is None:
+            self._texts = {}
+        self._texts[name] = text
+
+    def clean(self, retry: bool = False) -> None:
+        """Forget what the attempt left."""
+        self._texts = self._jid = self._rc = None
 
 
 class _Run:
@@ -54,6 +89,7 @@ class MemoryScheduler(Scheduler):
     """
 
     name = "memory"
+    job_class = MemoryJob
     enforces_timeout = True
     uses_wrapper = False
 
