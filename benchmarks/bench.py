@@ -97,6 +97,17 @@ class Bench:
             return run(Path(folder))
 
 
+def lag_figures(results: list[dict[str, Any]], of: str) -> list[Figure]:
+    """The event loop's lag, from what `xqute_jobs.py --lag` measured in each round."""
+    plain = [result["lags_ms"] for result in results]
+    by_time = [result["lags_by_time_ms"] for result in results]
+    return [
+        Figure.of_quantile(f"lag p99, {of}", "ms", 0.99, plain),
+        Figure.of_quantile(f"lag p99 by time, {of}", "ms", 0.99, by_time),
+        Figure.of_quantile(f"longest lag, {of}", "ms", 1.0, plain),
+    ]
+
+
 def fill(
     section: Section, targets: Mapping[str, Target], measure: Callable[[], list[Figure]]
 ) -> Section:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from measuring import BenchmarkError, run_driver, run_process
 
@@ -36,9 +36,8 @@ class Run:
     """From the first command handed over until the end of the last is known."""
     outside_s: float
     """The whole process, its start and its end included."""
-    cpu_s: float = 0.0
-    """CPU time of the driving process alone, where the driver tells it."""
-    lags_ms: list[float] = field(default_factory=list)
+    told: dict[str, Any] = field(default_factory=dict)
+    """All that its driver measured, if it has one."""
 
     @property
     def jobs_per_s(self) -> float:
@@ -107,7 +106,7 @@ class XquteLocal(Peer):
             *self.flags,
             cwd=folder,
         )
-        return Run(jobs, result["seconds"], outside_s, result["cpu_s"], result["lags_ms"])
+        return Run(jobs, result["seconds"], outside_s, result)
 
 
 class XquteWithLagSampler(XquteLocal):
@@ -229,7 +228,7 @@ class _FromIndex(Peer):
         result, outside_s = run_driver(
             self._python, script, jobs, self.parallel, cwd=folder, isolated=True
         )
-        return Run(jobs, result["seconds"], outside_s)
+        return Run(jobs, result["seconds"], outside_s, result)
 
 
 class HyperQueue(_FromIndex):

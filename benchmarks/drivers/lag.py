@@ -12,11 +12,10 @@ PERIOD_S = 0.005
 
 
 class LagSampler:
-    """Within its block, is called by the loop every 5 ms and notes by how many seconds late.
+    """Within its block, asks the loop again and again to be called in 5 ms, and notes the lateness.
 
-    A loop that is blocked for 50 ms delays not one call but ten, of which nine would never be asked
-    for; they are added, each 5 ms less late than the one before. So a quantile is one of time: "at
-    99 % of all moments the loop would have answered within so many seconds".
+    Attributes:
+        lags_s: By how many seconds each call came late, in order.
     """
 
     def __init__(self) -> None:
@@ -24,20 +23,33 @@ class LagSampler:
 
     def __enter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
-        self._due_s = self._loop.time() + PERIOD_S
-        self._handle = self._loop.call_at(self._due_s, self._note)
+        self._ask()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        self._note()  # what is due and was not called yet
+        if self._loop.time() >= self._due_s:
+            self._note()
         self._handle.cancel()
 
-    def _note(self) -> None:
-        now_s = self._loop.time()
-        while self._due_s <= now_s:
-            self.lags_s.append(now_s - self._due_s)
-            self._due_s += PERIOD_S
-        self._handle.cancel()
+    def _ask(self) -> None:
+        self._due_s = self._loop.time() + PERIOD_S
         self._handle = self._loop.call_at(self._due_s, self._note)
+
+    def _note(self) -> None:
+        self.lags_s.append(self._loop.time() - self._due_s)
+        self._handle.cancel()
+        self._ask()
+
+    def by_time_s(self) -> list[float]:
+        """The lags that calls would have had that were asked for every 5 ms, come what may.
+
+        A loop that is blocked for 50 ms delays not one such call but ten. So a quantile of these is
+        one of time: "at 99 % of all moments the loop would have answered within so many seconds".
+        """
+        return [
+            lag_s - missed * PERIOD_S
+            for lag_s in self.lags_s
+            for missed in range(int(lag_s / PERIOD_S) + 1)
+        ]

@@ -1,7 +1,8 @@
 """Feed many equal commands to xqute, wait for all, and tell what it took.
 
 Prints `seconds` (wall, from the first feed until `run_until_complete` returned), `cpu_s` (user and
-system time of this process alone in that time, without its children) and `lags_ms` (with --lag).
+system time of this process alone in that time, without its children), and with --lag `lags_ms` and
+`lags_by_time_ms`: see `LagSampler`.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ async def _measure(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "seconds": seconds,
         "cpu_s": cpu_s,
-        "lags_ms": [round(lag * 1000, 3) for lag in sampler.lags_s],
+        "lags_ms": [round(lag_s * 1000, 3) for lag_s in sampler.lags_s],
+        "lags_by_time_ms": [round(lag_s * 1000, 3) for lag_s in sampler.by_time_s()],
     }
 
 

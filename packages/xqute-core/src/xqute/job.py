@@ -7,7 +7,7 @@ import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, overload
 
 from . import _files
 from .defaults import RC_UNKNOWN, JobOutcome, JobStatus
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .utils import CommandType
 
 __all__ = ["Job"]
+
+T = TypeVar("T")
 
 _ENDED = (JobStatus.FINISHED, JobStatus.FAILED)
 #: What each attempt writes anew, in the job's folder.
@@ -34,6 +36,37 @@ class Driver(Protocol):
 
     async def wait(self, job: Job) -> None:
         """Return when the job has ended for good."""
+
+
+class _Rare(Generic[T]):
+    """An attribute that few jobs have: kept in a dict that is made when it is set.
+
+    Slots cost their 8 bytes, and a visit by the garbage collector, in every one of a million jobs.
+    """
+
+    __slots__ = ("_default", "_name")
+
+    def __init__(self, default: T) -> None:
+        self._default = default
+
+    def __set_name__(self, owner: type[Job], name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, job: None, owner: type[Job]) -> Self: ...
+    @overload
+    def __get__(self, job: Job, owner: type[Job]) -> T: ...
+    def __get__(self, job: Job | None, owner: type[Job]) -> T | Self:
+        if job is None:
+            return self
+        value: T = self._default if job._rare is None else job._rare.get(self._name, self._default)
+        return value
+
+    def __set__(self, job: Job, value: T) -> None:
+        if job._rare is not None:
+            job._rare[self._name] = value
+        elif value != self._default:
+            job._rare = {self._name: value}
 
 
 class Job:
@@ -77,31 +110,34 @@ class Job:
         "_is_new",
         "_jid",
         "_metadir",
+        "_rare",
         "_rc",
         "_status",
         "_workdir",
-        "adopted",
-        "cause",
-        "cwd",
         "ended_at",
-        "error_retry",
-        "failures",
         "index",
-        "inputs",
-        "name",
-        "num_retries",
         "outcome",
-        "outputs",
         "prev_status",
-        "reason",
-        "resources",
-        "restarts",
-        "scheduler_opts",
         "started_at",
         "submitted_at",
-        "timeout",
         "trial_count",
     )
+
+    error_retry = _Rare[bool | None](None)
+    num_retries = _Rare[int | None](None)
+    #: Attempts that failed by the job's own doing, and resubmissions that were the backend's.
+    failures = _Rare[int](0)
+    restarts = _Rare[int](0)
+    name = _Rare[str | None](None)
+    timeout = _Rare[float | None](None)
+    resources = _Rare[Any](None)
+    scheduler_opts = _Rare[Mapping[str, Any] | None](None)
+    cwd = _Rare[str | os.PathLike[str] | None](None)
+    inputs = _Rare[Sequence[str | os.PathLike[str]]](())
+    outputs = _Rare[Sequence[str | os.PathLike[str]]](())
+    cause = _Rare[str | None](None)
+    reason = _Rare[str]("")
+    adopted = _Rare[bool](False)
 
     def __init__(
         self,
@@ -112,6 +148,7 @@ class Job:
         num_retries: int | None = None,
         envs: Mapping[str, object] | None = None,
     ) -> None:
+        self._rare: dict[str, Any] | None = None
         self.index = index
         self._cmd = _as_words(cmd)
         self._envs: dict[str, str] | None = _as_envs(envs) if envs else None
@@ -123,25 +160,12 @@ class Job:
         self._driver: Driver | None = None
         self.prev_status = JobStatus.INIT
         self.trial_count = 0
-        self.error_retry = error_retry
-        self.num_retries = num_retries
-        #: Attempts that failed by the job's own doing, and resubmissions that were the backend's.
-        self.failures = 0
-        self.restarts = 0
-        self.name: str | None = None
-        self.timeout: float | None = None
-        self.resources: Any = None
-        self.scheduler_opts: Mapping[str, Any] | None = None
-        self.cwd: str | os.PathLike[str] | None = None
-        self.inputs: Sequence[str | os.PathLike[str]] = ()
-        self.outputs: Sequence[str | os.PathLike[str]] = ()
         self.outcome: JobOutcome | None = None
-        self.cause: str | None = None
-        self.reason = ""
         self.submitted_at: float | None = None
         self.started_at: float | None = None
         self.ended_at: float | None = None
-        self.adopted = False
+        self.error_retry = error_retry  # noqa: PLE0237  # a descriptor of the class
+        self.num_retries = num_retries  # noqa: PLE0237  # likewise
         self._is_new = self._make_folder()
 
     def _make_folder(self) -> bool:

@@ -352,8 +352,6 @@ class Scheduler(ABC):
                 index,
                 cmd,
                 workdir=self.workdir,
-                error_retry=self.error_strategy is JobErrorStrategy.RETRY,
-                num_retries=self.num_retries,
                 envs=envs,
             )
         except OSError as exc:

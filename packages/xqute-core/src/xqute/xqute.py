@@ -119,6 +119,7 @@ class Xqute:
         self._was_stopped = False
         self._has_shut_down = False
         self._progress = asyncio.Event()
+        self._starting = asyncio.Lock()
         self._hooks.call("on_init", self)
 
     def __repr__(self) -> str:
@@ -207,7 +208,7 @@ class Xqute:
             return job
         try:
             await engine.feed(job)
-        except InvalidJobError:
+        except BaseException:
             self.jobs.remove(job)
             self._free_index(job.index)
             raise
@@ -217,11 +218,18 @@ class Xqute:
 
     async def _get_engine(self) -> Engine | None:
         """Give the engine, started if need be; None: the run was stopped, and takes no more."""
-        if self._engine is None and self._task is not None and not self._task.done():
-            await asyncio.wait([self._task])
-        if self._engine is None and not self._was_stopped:
-            return await self._start()
+        if self._engine is not None or self._was_stopped:
+            return self._engine
+        async with self._starting:  # several may feed at once
+            if self._task is not None and self._is_closed:
+                await asyncio.wait([self._task])
+            if self._is_closed and not self._was_stopped:
+                await self._start()
         return self._engine
+
+    @property
+    def _is_closed(self) -> bool:
+        return self._engine is None
 
     def _has_index(self, index: int) -> bool:
         return index < self._n_indices or index in self._sparse_indices
@@ -340,7 +348,7 @@ class Xqute:
 
     # --- the run -------------------------------------------------------------------------------
 
-    async def _start(self) -> Engine:
+    async def _start(self) -> None:
         """Take the workdir, and begin to work."""
         run_dir = f"{self.scheduler.workdir}/.run"
         try:
@@ -368,7 +376,6 @@ class Xqute:
         self.scheduler.driver = self._engine = engine
         self._signals.install()
         self._task = self._loop.create_task(self._run(engine, spool, lock), name="xqute")
-        return engine
 
     def _on_ended(self, job: Job) -> None:
         self._ended.append(job)

@@ -95,23 +95,22 @@ class Engine:
         Raises:
             InvalidJobError: If its command or environment cannot be passed. The job is not taken.
         """
+        if time.perf_counter() - self._turn_began_s > _TURN_S:
+            await asyncio.sleep(0)
+            self._turn_began_s = time.perf_counter()
         if job.current_status not in ENDED:
             job.enter(JobStatus.INIT)
         job.driver = self
-        if "on_job_init" in self._run.hooks:
-            await self._run.hooks.acall("on_job_init", self._run.scheduler, job)
         try:
+            if "on_job_init" in self._run.hooks:
+                await self._run.hooks.acall("on_job_init", self._run.scheduler, job)
             if job.current_status not in ENDED:
                 _check(job)
-        except InvalidJobError as exc:
+        except BaseException:
             job.driver = None
-            raise InvalidJobError(f"Job {job.index}: {exc}") from exc
+            raise
         self.n_open += 1
         self._submitting.queue(job)
-        now_s = time.perf_counter()
-        if now_s - self._turn_began_s > _TURN_S:
-            await asyncio.sleep(0)
-            self._turn_began_s = time.perf_counter()
 
     def _close_job(self, job: Job) -> None:
         self.n_open -= 1
@@ -217,7 +216,10 @@ class Engine:
 
 
 def _check(job: Job) -> None:
-    check_command(job.cmd)
-    if job.has_envs:
-        for name, value in job.envs.items():
-            check_env(name, value)
+    try:
+        check_command(job.cmd)
+        if job.has_envs:
+            for name, value in job.envs.items():
+                check_env(name, value)
+    except InvalidJobError as exc:
+        raise InvalidJobError(f"Job {job.index}: {exc}") from exc

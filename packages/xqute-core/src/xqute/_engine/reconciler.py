@@ -50,6 +50,10 @@ class Reconciler:
             in_s *= random.uniform(0.9, 1.1)  # noqa: S311  # jitter is no secret
         due_s = loop.time() + in_s
         flight.due_s = due_s
+        # A few at a time: most attempts end before they are due, and none may pile up here.
+        for _ in range(2):
+            if self._due and _is_stale(self._due[0]):
+                heapq.heappop(self._due)
         is_first = not self._due or due_s < self._due[0][0]
         heapq.heappush(self._due, (due_s, next(self._serial), flight))
         if self._task is None:
@@ -64,8 +68,6 @@ class Reconciler:
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            while self._due and _is_stale(self._due[0]):
-                heapq.heappop(self._due)
             self._wake.clear()
             wait_s = self._due[0][0] - loop.time() if self._due else None
             if wait_s is None or wait_s > 0:

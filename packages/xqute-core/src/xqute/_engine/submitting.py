@@ -44,6 +44,7 @@ class Submitting:
         self._plans: deque[Submission] = deque()
         self._n_planned = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._n_submitters = 0
         self._n_awaited = 0
         self._is_pumping = False
         self._n_refusals = 0
@@ -137,23 +138,29 @@ class Submitting:
 
         A backend that answers without waiting is served by one task.
         """
-        n_tasks = len(self._tasks)
-        if self._plans and self._n_awaited == n_tasks < self._run.scheduler.submission_batch:
+        busy, most = self._n_submitters, self._run.scheduler.submission_batch
+        if self._plans and self._n_awaited == busy < most:
+            self._n_submitters += 1
             task = self._run.loop.create_task(self._submit_plans())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
     async def _submit_plans(self) -> None:
         turn_ends_s = time.perf_counter() + _TURN_S
-        while self._plans:
-            submission = self._plans.popleft()
-            self._n_planned -= len(submission.jobs)
+        try:
+            while self._plans:
+                submission = self._plans.popleft()
+                self._n_planned -= len(submission.jobs)
+                if self._plans:
+                    self._run.loop.call_soon(self._spread)
+                await self._submit(submission)
+                if time.perf_counter() > turn_ends_s:
+                    await asyncio.sleep(0)
+                    turn_ends_s = time.perf_counter() + _TURN_S
+        finally:
+            self._n_submitters -= 1
             if self._plans:
-                self._run.loop.call_soon(self._spread)
-            await self._submit(submission)
-            if time.perf_counter() > turn_ends_s:
-                await asyncio.sleep(0)
-                turn_ends_s = time.perf_counter() + _TURN_S
+                self.pump_soon()
 
     async def _submit(self, submission: Submission) -> None:
         """Submit one plan. Whatever happens, each of its jobs is somewhere afterwards."""

@@ -17,8 +17,6 @@ __all__ = ["MemoryJob", "MemoryScheduler"]
 #: How many ends are told in one turn of the event loop, so that no turn takes long.
 _CHUNK: Final = 32
 _SUCCEEDS: Final = Behaviour()
-_ENDED_0: Final = BackendState(Phase.ENDED, 0)
-_RUNNING: Final = BackendState(Phase.RUNNING)
 
 
 class MemoryJob(Job):
@@ -66,7 +64,7 @@ class _Run:
         self.job = job
         self.jid = jid
         self.behaviour = behaviour
-        self.state = BackendState(Phase.PENDING)
+        self.state = BackendState(Phase.PENDING, jid=jid)
 
 
 class MemoryScheduler(Scheduler):
@@ -180,9 +178,9 @@ class MemoryScheduler(Scheduler):
             if run is None or run.state.phase is Phase.ENDED:
                 continue
             if run.state.phase is Phase.PENDING:
-                self._change(run, BackendState(Phase.ENDED, reason="removed while pending"))
+                self._change(run, Phase.ENDED, reason="removed while pending")
             elif force or not run.behaviour.ignores_term:
-                self._change(run, BackendState(Phase.ENDED, 137 if force else 143))
+                self._change(run, Phase.ENDED, 137 if force else 143)
         await self._delay(incident)
 
     async def poll_jobs(self, jobs: Sequence[Job]) -> Mapping[Job, BackendState]:
@@ -225,7 +223,7 @@ class MemoryScheduler(Scheduler):
             self._n_ids += 1
         run = self._runs[job] = _Run(job, self._n_ids, behaviour)
         if behaviour is _SUCCEEDS:
-            self._change(run, _ENDED_0)
+            self._change(run, Phase.ENDED, 0)
         else:
             self._after(behaviour.starts_after_s, self._begin, run)
         return run.jid
@@ -244,17 +242,24 @@ class MemoryScheduler(Scheduler):
         if run.behaviour.vanishes:
             self._forget(run)
             return
-        self._change(run, _RUNNING)
+        self._change(run, Phase.RUNNING)
         self._after(run.behaviour.runs_s, self._end, run)
 
     def _end(self, run: _Run) -> None:
         if run.state.phase is Phase.RUNNING:
-            rc, cause, reason = run.behaviour.rc, run.behaviour.cause, run.behaviour.reason
-            self._change(run, BackendState(Phase.ENDED, rc, cause, reason))
+            behaviour = run.behaviour
+            self._change(run, Phase.ENDED, behaviour.rc, behaviour.cause, behaviour.reason)
 
-    def _change(self, run: _Run, state: BackendState) -> None:
+    def _change(
+        self,
+        run: _Run,
+        phase: Phase,
+        rc: int | None = None,
+        cause: str | None = None,
+        reason: str = "",
+    ) -> None:
         """A job is in another state now: say so, as its behaviour has it."""
-        run.state = state
+        run.state = state = BackendState(phase, rc, cause, reason, run.jid)
         behaviour = run.behaviour
         if behaviour.tells is Tells.NOTHING:
             return
@@ -262,8 +267,8 @@ class MemoryScheduler(Scheduler):
             news: tuple[BackendState, ...] = (state,)
         elif behaviour.tells is Tells.TWICE:
             news = (state, state)
-        elif state.phase is Phase.ENDED:
-            news = (state, _RUNNING)
+        elif phase is Phase.ENDED:
+            news = (state, BackendState(Phase.RUNNING, jid=run.jid))
         else:
             return
         self._after(behaviour.told_after_s, self._tell, run, news)
