@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -53,13 +54,16 @@ class Found:
 class Attempt:
     """One attempt of one job in a folder of its own."""
 
-    def __init__(self, folder, argv, *, index=7, attempt=0, env=None, spool=False, **sections):
-        self.folder = folder
-        self.metadir = str(folder)
+    def __init__(
+        self, folder, argv, *, index=7, attempt=0, env=None, spool=False, metadir=None, **sections
+    ):
+        self.folder = metadir or folder
+        self.metadir = str(self.folder)
         self.index, self.attempt = index, attempt
         self.tag = sections.get("tag", str(attempt))
         self.spool = folder / "spool"
         self.spool.mkdir(parents=True)
+        self.folder.mkdir(exist_ok=True)
         parameters = {name: sections.pop(name) for name in PARAMETERS & sections.keys()}
         self.text = wrapper.render(
             {
@@ -80,7 +84,7 @@ class Attempt:
         self.process = None
 
     def start(self, *, bash=("/bin/bash", "-p"), environ=None, **popen):
-        """Start the wrapper as a scheduler does: leader of a session, all three streams /dev/null."""
+        """Start the wrapper as a scheduler does: leader of a session, streams from /dev/null."""
         streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
         self.process = subprocess.Popen(
             [*bash, str(self.script)],
@@ -181,8 +185,6 @@ def make_attempt(tmp_path):
     yield make
     for attempt in made:
         if attempt.process is not None:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 attempt.signal(signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             attempt.wait()

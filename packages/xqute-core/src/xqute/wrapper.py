@@ -24,15 +24,17 @@ __all__ = [
 # The longest argument, or `NAME=value`, that exec takes: 32 pages, less the NUL at its end.
 MAX_ARGUMENT_BYTES: Final = 131_071
 
-# Sections of code that hooks or users write; with one of them the command has a shell around it.
-_HOOKS: Final = ("jobcmd_init", "prescript", "jobcmd_prep", "postscript", "jobcmd_end")
-_SECTIONS: Final = frozenset(
-    ("shebang", "wrapper_init", "parameters", "environment", "cwd", "cmd", *_HOOKS)
-)
+# Sections of code by hooks and users; with one of them the command has a shell around it.
+_HOOKS_BEFORE: Final = frozenset(("jobcmd_init", "prescript", "jobcmd_prep"))
+_HOOKS: Final = _HOOKS_BEFORE | {"postscript", "jobcmd_end"}
+_SECTIONS: Final = _HOOKS | {
+    *("shebang", "wrapper_init", "parameters", "environment", "cwd", "cmd"),
+}
 
 # A command of such a name is the shell's own and needs no exec (bash 4.2 to 5.3).
-_BUILTINS: Final = frozenset(
-    [
+_BUILTIN_WORDS: Final = frozenset(
+    f"'{name}'"
+    for name in (
         *(".", ":", "[", "alias", "bg", "bind", "break", "builtin", "caller", "cd", "command"),
         *("compgen", "complete", "compopt", "continue", "declare", "dirs", "disown", "echo"),
         *("enable", "eval", "exec", "exit", "export", "false", "fc", "fg", "getopts", "hash"),
@@ -40,7 +42,7 @@ _BUILTINS: Final = frozenset(
         *("pushd", "pwd", "read", "readarray", "readonly", "return", "set", "shift", "shopt"),
         *("source", "suspend", "test", "times", "trap", "true", "type", "typeset", "ulimit"),
         *("umask", "unalias", "unset", "wait"),
-    ]
+    )
 )
 
 _ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -173,46 +175,31 @@ def render(sections: Mapping[str, str]) -> str:
     """
     if not sections.keys() <= _SECTIONS:
         raise ValueError(f"No such sections: {', '.join(sorted(sections.keys() - _SECTIONS))}")
-    command = sections.get("cmd", "")
-    parameters = sections.get("parameters", "")
-    if not command or not parameters:
-        raise ValueError("A script needs the sections 'cmd' and 'parameters'.")
+    parameters, command = sections.get("parameters"), sections.get("cmd")
+    if not parameters or not command:
+        raise ValueError("A script needs the sections 'parameters' and 'cmd'.")
     hooked = any(map(sections.get, _HOOKS))
-    cwd = sections.get("cwd", "")
+    texts = {"shebang": "#!/bin/bash -p", **{name: text for name, text in sections.items() if text}}
+    name = _first_word(command)
+    execute = "" if name in _BUILTIN_WORDS else "exec -- "
+    if hooked:
+        # The backslash: nobody's alias.
+        execute = execute and rf"\builtin {execute}"
+        texts["cmd"] = f"cmd={_quote_code(command)} xq_exec='{execute}' xq_name={name}"
+        for hook in _HOOKS & texts.keys():
+            texts[hook] = _render_code(texts[hook], must_be_whole=hook in _HOOKS_BEFORE)
+    else:
+        texts["run"] = f"{execute}{command}"
+    if cwd := sections.get("cwd"):
+        texts["cwd"] = f"if cd {quote(cwd if cwd.startswith('/') else f'./{cwd}')} 2>&3; then"
     plan = _plan(
-        spool="xq_spool=" in parameters,
-        timeout="xq_timeout_s=" in parameters,
+        spool="\nxq_spool=" in parameters,
+        timeout="\nxq_timeout_s=" in parameters,
         hooked=hooked,
         cwd=bool(cwd),
     )
-    texts = {
-        name: text if text.endswith("\n") else f"{text}\n"
-        for name, text in sections.items()
-        if text
-    }
-    texts.setdefault("shebang", "#!/bin/bash -p\n")
-    execute = "" if _first_word(command) in _BUILTINS else "exec -- "
-    if hooked:
-        texts["cmd"] = (
-            f"cmd={_quote_code(command)} xq_exec='{execute}' xq_name={command.partition(' ')[0]}\n"
-        )
-        for name in ("jobcmd_init", "prescript", "jobcmd_prep"):
-            if code := sections.get(name):
-                # Not reached after a syntax error, which ends an eval and nothing else.
-                texts[name] = (
-                    f"xq_whole=''; eval {_quote_code(f'{code}{chr(10)}xq_whole=1')}\n"
-                    "[[ $xq_whole ]] || exit 2\n"
-                )
-        for name in ("postscript", "jobcmd_end"):
-            if code := sections.get(name):
-                texts[name] = f"eval {_quote_code(code)}\n"
-    else:
-        texts["run"] = f"{execute}{command}\n"
-    if cwd:
-        where = cwd if cwd.startswith("/") else f"./{cwd}"
-        texts["cwd"] = f"if cd {quote(where)} 2>&3; then\n"
-    get = texts.get
-    return "".join([get(piece.text, "") if piece.is_place else piece.text for piece in plan])
+    lines = {name: f"{text}\n" for name, text in texts.items()}
+    return "".join([lines.get(text, "") if is_place else text for text, is_place in plan])
 
 
 class _Piece(NamedTuple):
@@ -259,9 +246,21 @@ def _quote_code(code: str) -> str:
     return f"$'{_CODE_NEEDS_OCTAL.sub(_octal, _encode(code)).decode()}'"
 
 
+def _render_code(code: str, *, must_be_whole: bool) -> str:
+    """Evaluate the code where it cannot break what is around it.
+
+    A syntax error ends an eval, and nothing else. So code that must be whole shows, in a line of
+    its own below whatever its last line is, that it got to its end.
+    """
+    if not must_be_whole:
+        return f"eval {_quote_code(code)}"
+    whole = _quote_code(f"{code}\n\nxq_whole=1")
+    return f"xq_whole=''; eval {whole}\n[[ $xq_whole ]] || exit 2"
+
+
 def _first_word(command: str) -> str:
-    """The command's name, if it is plain text; a name with `$'..'` is no builtin's."""
-    return command[1 : command.find("'", 1)] if command.startswith("'") else ""
+    """The first word of a quoted command, quoted."""
+    return command[: command.index("'", command.index("'") + 1) + 1]
 
 
 def _octal(match: re.Match[bytes]) -> bytes:

@@ -58,11 +58,19 @@ xq_finish() {
 }
 
 #? hooked
-# The command's exit code, if it ended: the job's shell appends it to the start claim.
-xq_told() {
-    local what='' told=''
-    while [[ $what != rc= ]] && IFS=' ' read -r what told; do :; done <"$xq_dir/job.start.$xq_tag"
-    [[ $what == rc= ]] && xq_rc=$told
+# What the job's shell has said of the command's end, by appending it to the start claim. Afterwards
+# xq_rc is its exit code, or xq_untold says that there was none. (Nobody can say anything on a disk
+# that was too full for the claim itself: then neither.)
+xq_hear() {
+    local what told
+    xq_untold=''
+    while IFS=' ' read -r what told; do
+        if [[ $what == rc= ]]; then
+            xq_rc=$told xq_untold=''
+            return
+        fi
+        xq_untold=1
+    done <"$xq_dir/job.start.$xq_tag"
 }
 #?
 
@@ -125,7 +133,8 @@ export XQUTE_JOB_INDEX=0
             elif ((rc == 0)); then
                 rc=1 # a command that never ran did not succeed
             fi
-            (xq_end) # its own `exit` shall not replace the code that this shell ends with
+            (xq_end) # in a shell of its own, which may exit as it likes
+            exit "$rc"
         }
         xq_ended=''
         trap xq_over EXIT
@@ -138,22 +147,25 @@ export XQUTE_JOB_INDEX=0
         # An exported variable of this name is the command's; it comes back below.
         xq_had=${cmd+x} xq_old=${cmd-}
 #@ cmd
-        cmd='true' xq_exec='exec -- ' xq_name='true'
+        cmd='true' xq_exec='\builtin exec -- ' xq_name='true'
 #@
         xq_cmd=$cmd
 #@ jobcmd_prep
         xq_whole='' ; eval 'xq_whole=1'; [[ $xq_whole ]] || exit 2
 #@
         builtin set +emu +o pipefail
-        if [[ $cmd != "$xq_cmd" ]] || builtin declare -F -- "$xq_name" >/dev/null; then xq_exec=''; fi
+        if [[ $cmd != "$xq_cmd" ]] || builtin declare -F -- "$xq_name" &>/dev/null; then xq_exec=''; fi
         builtin trap : TERM INT HUP QUIT XCPU USR1 USR2
-        (
-            xq_cmd=$cmd
-            builtin unset -v cmd
-            if [[ $xq_had ]]; then builtin export cmd="$xq_old"; fi
-            builtin eval "$xq_exec$xq_cmd"
-        )
-        xq_rc=$?
+        {
+            (
+                xq_cmd=$cmd
+                builtin unset -v cmd
+                if [[ $xq_had ]]; then builtin export cmd="$xq_old"; fi
+                builtin eval "$xq_exec$xq_cmd"
+            ) 2>&"$xq_err" {xq_err}>&-
+            xq_rc=$?
+        } {xq_err}>&2 2>/dev/null
+        builtin exec {xq_err}>&-
         builtin printf 'rc= %s\n' "$xq_rc" >>"$xq_dir/job.start.$xq_tag"
         rc=$xq_rc
 #@ postscript
@@ -171,12 +183,11 @@ export XQUTE_JOB_INDEX=0
     ) 2>&3 3>&-
     xq_rc=$? xq_cause=''
 #? hooked
-    if ! xq_told && ((xq_rc <= 128)); then
+    xq_hear
+    if [[ $xq_untold ]] && ((xq_rc <= 128)); then
         xq_cause=NOT_STARTED
-        if ((xq_rc == 0)); then
-            xq_rc=1
-            printf 'xqute: the prescript or a hook ended the job before its command, with exit code 0\n' >&3
-        fi
+        if ((xq_rc == 0)); then xq_rc=1; fi # it did `exec`
+        printf 'xqute: the prescript or a hook ended this job before its command\n' >&3
     fi
 #?
 #? cwd
@@ -193,7 +204,7 @@ xq_guard() {
 }
 #?
 
-xq_term='' xq_boot='' xq_line=''
+xq_term='' xq_boot='' xq_line='' xq_untold=''
 trap xq_term=1 TERM INT HUP QUIT XCPU
 trap : USR1 USR2
 {
@@ -223,7 +234,7 @@ fi
 if [[ -z $xq_rc ]]; then
     xq_rc=137
 #? hooked
-    xq_told
+    xq_hear
 #?
     xq_finish
     xq_signal KILL

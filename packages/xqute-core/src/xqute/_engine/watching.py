@@ -91,7 +91,7 @@ class Watching:
             return
         if not flight.is_submitted:
             flight.early.append(state)
-        elif state.jid is not None and state.jid != job.jid:
+        elif self._is_of_another_attempt(job, state):
             logger.debug("What is said of %s is no news of %r", state.jid, job)
         elif state.phase is Phase.ENDED:
             self._land(flight, judge(flight, state, self._run.scheduler, is_over=True))
@@ -101,6 +101,12 @@ class Watching:
         else:
             flight.gone_since_s = None
             self._hear_it_is_there(flight, state)
+
+    @staticmethod
+    def _is_of_another_attempt(job: Job, state: BackendState) -> bool:
+        if state.jid is not None and job.jid is None:
+            job.jid = state.jid  # its answer was lost: this is how we learn the id
+        return state.jid is not None and state.jid != job.jid
 
     def on_event(self, event: Event) -> None:
         """Hear what a job says of itself. It is a hint: what counts are the claims."""

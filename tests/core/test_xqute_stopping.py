@@ -1,0 +1,319 @@
+"""Stopping a run: `cancel`, `task.cancel`, a cancelled caller, HALT; and killing a single job."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+import pytest
+
+import xqute
+from xqute import JobOutcome, JobStatus, Xqute
+from xqute.schedulers.local_scheduler import LocalScheduler
+
+pytestmark = pytest.mark.usefixtures("job_processes")
+
+STUBBORN = ["bash", "-c", 'trap "" TERM; echo ready; while :; do sleep 0.05; done']
+
+
+async def _run_one_of_three(tmp_path, until, **keywords):
+    xq = Xqute(workdir=tmp_path, **keywords)
+    for _ in range(3):
+        await xq.put("sleep 60")
+    await until(lambda: xq.jobs[0].status == JobStatus.RUNNING)
+    return xq
+
+
+def _assert_stopped(xq, job_processes):
+    assert [job.outcome for job in xq.jobs] == [
+        JobOutcome.KILLED,
+        JobOutcome.CANCELLED,
+        JobOutcome.CANCELLED,
+    ]
+    assert [job.status for job in xq.jobs] == [JobStatus.FINISHED] * 3
+    assert xq.jobs[0].rc != 0
+    assert job_processes() == []
+
+
+async def test_cancel_kills_what_runs_and_cancels_what_waits(tmp_path, until, job_processes):
+    xq = await _run_one_of_three(tmp_path, until)
+    xq.cancel()
+    await xq.run_until_complete()
+    _assert_stopped(xq, job_processes)
+
+
+async def test_a_killed_job_tells_its_true_exit_code(tmp_path, until):
+    xq = Xqute(workdir=tmp_path, forks=2)
+    plain = await xq.put("sleep 60")
+    polite = await xq.put(["bash", "-c", "trap 'exit 5' TERM; echo ready; while :; do sleep 0.02; done"])
+    await until(lambda: polite.stdout_file.exists() and polite.stdout_file.read_text())
+    await until(lambda: plain.status == JobStatus.RUNNING)
+    xq.cancel()
+    await xq.run_until_complete()
+    assert (plain.rc, plain.outcome) == (128 + signal.SIGTERM, JobOutcome.KILLED)
+    assert (polite.rc, polite.outcome) == (5, JobOutcome.KILLED)
+    assert plain.rc_file.read_text() == "143"
+
+
+async def test_a_job_that_succeeds_in_spite_of_the_kill_has_succeeded(tmp_path, until):
+    xq = Xqute(workdir=tmp_path)
+    job = await xq.put(["bash", "-c", "trap : TERM; echo ready; sleep 0.2 & wait; wait; exit 0"])
+    await until(lambda: job.stdout_file.exists() and job.stdout_file.read_text())
+    xq.cancel()
+    await xq.run_until_complete()
+    assert job.rc == 0
+    assert job.status is JobStatus.FINISHED
+    assert job.outcome in (JobOutcome.SUCCEEDED, JobOutcome.KILLED)
+
+
+async def test_on_shutdown_is_told_the_signal_of_cancel(tmp_path, until, recorder):
+    xq = await _run_one_of_three(tmp_path, until, plugins=[recorder])
+    xq.cancel(signal.SIGUSR1)
+    await xq.run_until_complete()
+    assert recorder.shutdowns == [signal.SIGUSR1]
+
+
+async def test_cancel_before_anything_was_fed_is_no_error(tmp_path):
+    xq = Xqute(workdir=tmp_path)
+    xq.cancel()
+    await asyncio.wait_for(xq.run_until_complete(), 5)
+
+
+async def test_cancel_after_the_end_is_no_error(tmp_path):
+    xq = Xqute(workdir=tmp_path)
+    job = await xq.put("true")
+    await xq.run_until_complete()
+    xq.cancel()
+    await asyncio.wait_for(xq.run_until_complete(), 5)
+    assert job.outcome is JobOutcome.SUCCEEDED
+
+
+async def test_a_job_fed_while_the_run_stops_is_cancelled(tmp_path, until):
+    xq = await _run_one_of_three(tmp_path, until)
+    xq.cancel()
+    late = await xq.put("echo late")
+    await xq.run_until_complete()
+    assert late.outcome is JobOutcome.CANCELLED
+    assert not late.stdout_file.exists()
+
+
+async def test_cancel_ends_keep_feeding(tmp_path, until, job_processes):
+    xq = await _run_one_of_three(tmp_path, until)
+    await xq.run_until_complete(keep_feeding=True)
+    xq.cancel()
+    await xq.run_until_complete()
+    assert not xq.is_feeding()
+    _assert_stopped(xq, job_processes)
+
+
+async def test_stop_feeding_after_cancel_returns(tmp_path, until, job_processes):
+    xq = await _run_one_of_three(tmp_path, until)
+    await xq.run_until_complete(keep_feeding=True)
+    xq.cancel()
+    await asyncio.wait_for(xq.stop_feeding(), 10)
+    _assert_stopped(xq, job_processes)
+
+
+async def test_cancelling_the_task_of_the_run_stops_it(tmp_path, until, job_processes):
+    xq = await _run_one_of_three(tmp_path, until)
+    assert isinstance(xq.task, asyncio.Task)
+    xq.task.cancel()
+    await xq.run_until_complete()
+    _assert_stopped(xq, job_processes)
+
+
+async def test_cancel_comes_before_a_retry_that_waits(tmp_path, until):
+    xq = Xqute(workdir=tmp_path, error_strategy="retry", num_retries=1000)
+    job = await xq.put("false")
+    await until(lambda: job.trial_count > 2)
+    xq.cancel()
+    await asyncio.wait_for(xq.run_until_complete(), 10)
+    assert job.status in (JobStatus.FAILED, JobStatus.FINISHED)
+    assert job.outcome is not None
+
+
+# --- a stubborn job -----------------------------------------------------------------------------
+
+
+async def test_a_job_that_ignores_term_gets_kill_after_the_grace_period(tmp_path, until):
+    xq = Xqute(workdir=tmp_path)
+    xq.scheduler.kill_grace_s = 0.2
+    job = await xq.put(STUBBORN)
+    await until(lambda: job.stdout_file.exists() and job.stdout_file.read_text())
+    xq.cancel()
+    await asyncio.wait_for(xq.run_until_complete(), 5)
+    assert (job.rc, job.outcome) == (128 + signal.SIGKILL, JobOutcome.KILLED)
+
+
+async def test_a_second_cancel_does_not_wait_for_the_grace_period(tmp_path, until):
+    xq = Xqute(workdir=tmp_path)
+    xq.scheduler.kill_grace_s = 100
+    job = await xq.put(STUBBORN)
+    await until(lambda: job.stdout_file.exists() and job.stdout_file.read_text())
+    xq.cancel()
+    xq.cancel()
+    await asyncio.wait_for(xq.run_until_complete(), 5)
+    assert (job.rc, job.outcome) == (128 + signal.SIGKILL, JobOutcome.KILLED)
+
+
+# --- a cancelled caller -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["run_until_complete", "stop_feeding"])
+async def test_a_timeout_around_the_wait_kills_everything_and_raises(
+    tmp_path, until, job_processes, verb
+):
+    xq = await _run_one_of_three(tmp_path, until)
+    if verb == "stop_feeding":
+        await xq.run_until_complete(keep_feeding=True)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(getattr(xq, verb)(), 0.05)
+    _assert_stopped(xq, job_processes)
+
+
+async def test_asyncio_timeout_around_the_wait_does_so_too(tmp_path, until, job_processes):
+    xq = await _run_one_of_three(tmp_path, until)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await xq.run_until_complete()
+    _assert_stopped(xq, job_processes)
+
+
+async def test_a_failing_task_group_stops_the_run_and_tells_of_the_failure(
+    tmp_path, until, job_processes
+):
+    xq = await _run_one_of_three(tmp_path, until)
+
+    async def fail():
+        await asyncio.sleep(0)
+        raise ZeroDivisionError
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(xq.run_until_complete())
+            group.create_task(fail())
+    assert [type(exc) for exc in caught.value.exceptions] == [ZeroDivisionError]
+    _assert_stopped(xq, job_processes)
+
+
+async def test_cancelled_error_propagates_after_the_clean_up(tmp_path, until, job_processes):
+    xq = await _run_one_of_three(tmp_path, until)
+    task = asyncio.create_task(xq.run_until_complete())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert task.cancelled()
+    _assert_stopped(xq, job_processes)
+
+
+async def test_a_caller_that_is_cancelled_twice_has_its_jobs_killed_at_once(
+    tmp_path, until, job_processes
+):
+    xq = Xqute(workdir=tmp_path)
+    xq.scheduler.kill_grace_s = 100
+    job = await xq.put(STUBBORN)
+    await until(lambda: job.stdout_file.exists() and job.stdout_file.read_text())
+    task = asyncio.create_task(xq.run_until_complete())
+    await asyncio.sleep(0)
+    task.cancel()
+    await until(lambda: job.status == JobStatus.KILLING)
+    assert not task.done()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 10)
+    assert job_processes() == []
+
+
+# --- HALT ---------------------------------------------------------------------------------------
+
+
+async def test_halt_stops_the_run_and_names_the_job(tmp_path, until, gate, job_processes):
+    xq = Xqute(workdir=tmp_path, error_strategy="halt", forks=2)
+    running = await xq.put("sleep 60")
+    await until(lambda: running.status == JobStatus.RUNNING)
+    failing = await xq.put(gate.command("exit 3"))
+    waiting = await xq.put("true")
+    assert xq.halted_by is None
+    gate.open()
+    await xq.run_until_complete()
+    assert xq.halted_by is failing
+    assert (failing.outcome, failing.rc) == (JobOutcome.FAILED, 3)
+    assert (running.outcome, waiting.outcome) == (JobOutcome.KILLED, JobOutcome.CANCELLED)
+    assert job_processes() == []
+
+
+async def test_halt_never_signals_its_own_process(tmp_path, recorder):
+    got = []
+    before = {sig: signal.signal(sig, lambda number, _: got.append(number)) for sig in (2, 15, 10)}
+    try:
+        xq = Xqute(workdir=tmp_path, error_strategy="halt", plugins=[recorder])
+        await xq.put("false")
+        await xq.put("true")
+        await xq.run_until_complete()
+    finally:
+        for sig, handler in before.items():
+            signal.signal(sig, handler)
+    assert got == []
+    assert recorder.shutdowns == [None]
+
+
+async def test_halt_does_not_stop_for_a_success(tmp_path):
+    xq = Xqute(workdir=tmp_path, error_strategy="halt")
+    await xq.put("true")
+    await xq.put("true")
+    await xq.run_until_complete()
+    assert xq.halted_by is None
+    assert {job.outcome for job in xq.jobs} == {JobOutcome.SUCCEEDED}
+
+
+def test_run_returns_the_jobs_of_a_halted_run(tmp_path):
+    jobs = xqute.run(["false", "true"], workdir=tmp_path, error_strategy="halt")
+    assert [job.outcome for job in jobs] == [JobOutcome.FAILED, JobOutcome.CANCELLED]
+
+
+# --- one job ------------------------------------------------------------------------------------
+
+
+async def test_one_job_can_be_killed_and_the_others_go_on(tmp_path, until, gate, recorder):
+    xq = Xqute(workdir=tmp_path, forks=2, plugins=[recorder])
+    job = await xq.put("sleep 60")
+    other = await xq.put(gate.command())
+    waiting = await xq.put("true")
+    await until(lambda: job.status == JobStatus.RUNNING)
+    await xq.scheduler.kill_job_and_update_status(job)
+    assert (job.status, job.outcome) == (JobStatus.FINISHED, JobOutcome.KILLED)
+    assert recorder.hooks(job.index)[-2:] == ["killing", "killed"]
+    gate.open()
+    await xq.run_until_complete()
+    assert (other.outcome, waiting.outcome) == (JobOutcome.SUCCEEDED, JobOutcome.SUCCEEDED)
+
+
+async def test_a_killed_job_is_not_tried_again(tmp_path, until):
+    xq = Xqute(workdir=tmp_path, error_strategy="retry")
+    job = await xq.put("sleep 60")
+    await until(lambda: job.status == JobStatus.RUNNING)
+    await xq.scheduler.kill_job_and_update_status(job)
+    await xq.run_until_complete()
+    assert (job.trial_count, job.outcome) == (0, JobOutcome.KILLED)
+
+
+async def test_a_kill_that_the_backend_does_not_confirm_is_said_so(tmp_path, until, caplog):
+    class Deaf(LocalScheduler):
+        name = "deaf"
+
+        async def kill_jobs(self, jobs, force=False):
+            if allowed:
+                await super().kill_jobs(jobs, force)
+
+    allowed = []
+    xq = Xqute(Deaf, workdir=tmp_path)
+    xq.scheduler.kill_grace_s, xq.scheduler.kill_timeout_s = 0.1, 0.2
+    job = await xq.put("sleep 60")
+    await until(lambda: job.status == JobStatus.RUNNING)
+    xq.cancel()
+    await asyncio.wait_for(xq.run_until_complete(), 10)
+    assert "confirmed" in job.reason
+    assert "Job-0" in caplog.text
+    allowed.append(True)
+    await xq.scheduler.kill_jobs([job], force=True)
