@@ -37,7 +37,8 @@ def run(program, *args):
 
 
 def test_importing_and_using_local_paths_loads_neither_cloudpathlib_nor_an_sdk():
-    assert run("""
+    assert (
+        run("""
         import copy, pickle, xqute.path
         from xqute.path import LocalPath, MountedPath, SpecLocalPath, SpecPath
         path = SpecPath("/a/b", mounted="/mnt/b")
@@ -48,31 +49,39 @@ def test_importing_and_using_local_paths_loads_neither_cloudpathlib_nor_an_sdk()
             SpecPath("http://host")
         except ValueError:
             print(loaded())
-        """) == "[]"
+        """)
+        == "[]"
+    )
 
 
 def test_the_first_uri_of_a_cloud_loads_cloudpathlib():
     pytest.importorskip("boto3")
-    assert run("""
+    assert (
+        run("""
         from xqute.path import SpecPath
         assert not loaded()
         path = SpecPath("/a", mounted="s3://b/c")
         assert "cloudpathlib" in loaded()
         print(repr(path / "x"))
-        """) == "SpecLocalPath('/a/x', mounted='s3://b/c/x')"
+        """)
+        == "SpecLocalPath('/a/x', mounted='s3://b/c/x')"
+    )
 
 
 @pytest.mark.parametrize("name", ["GSPath", "SpecCloudPath", "PathType"])
 def test_the_first_access_to_a_name_of_the_cloud_loads_cloudpathlib(name):
-    assert run(
-        """
+    assert (
+        run(
+            """
         import xqute.path
         assert not loaded()
         value = getattr(xqute.path, sys.argv[1])
         print(loaded()[0], value is getattr(xqute.path, sys.argv[1]))
         """,
-        name,
-    ) == "cloudpathlib True"
+            name,
+        )
+        == "cloudpathlib True"
+    )
 
 
 def test_every_name_is_there():
@@ -88,7 +97,9 @@ def test_a_pickle_of_a_cloud_path_can_be_read_where_nothing_is_loaded_yet():
 
 
 def test_an_unknown_name_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="module 'xqute.path' has no attribute 'SpecFTPPath'"):
+    with pytest.raises(
+        AttributeError, match=r"module 'xqute\.path' has no attribute 'SpecFTPPath'"
+    ):
         _ = xqute.path.SpecFTPPath
 
 
@@ -102,8 +113,9 @@ def test_an_unknown_name_is_an_attribute_error():
     ],
 )
 def test_a_missing_sdk_gives_an_error_with_the_line_that_installs_it(uri, extra, module):
-    assert run(
-        """
+    assert (
+        run(
+            """
         sys.modules[sys.argv[2]] = None  # as if it were not installed
         from xqute.errors import XquteError
         from xqute.path import MissingSDKError, MountedPath, SpecPath
@@ -115,6 +127,8 @@ def test_a_missing_sdk_gives_an_error_with_the_line_that_installs_it(uri, extra,
                 message = str(error)
         print(message)
         """,
-        uri,
-        module,
-    ) == f'{uri[:5]} needs an SDK that is not installed: pip install "xqute-core[{extra}]"'
+            uri,
+            module,
+        )
+        == f'{uri[:5]} needs an SDK that is not installed: pip install "xqute-core[{extra}]"'
+    )

@@ -1,4 +1,4 @@
-"""Local SpecPath and MountedPath: what the interface promises, and what `pathlib` does behind it."""
+"""Local SpecPath and MountedPath: what the interface promises, and what `pathlib` does."""
 
 from __future__ import annotations
 
@@ -149,12 +149,16 @@ def test_a_path_goes_to_the_other_side_and_back_without_loss():
         pytest.param(lambda p: p / Path("x/y"), "/w/1/a.tar.gz/x/y", "/m/b.txt/x/y", id="path"),
         pytest.param(lambda p: p / "/etc", "/etc", "/etc", id="absolute"),
         pytest.param(lambda p: p.joinpath(), "/w/1/a.tar.gz", "/m/b.txt", id="join-nothing"),
-        pytest.param(lambda p: p.joinpath("x", "../y"), "/w/1/a.tar.gz/x/../y", "/m/b.txt/x/../y", id="join"),
+        pytest.param(
+            lambda p: p.joinpath("x", "../y"), "/w/1/a.tar.gz/x/../y", "/m/b.txt/x/../y", id="join"
+        ),
         pytest.param(lambda p: p.with_name("n.z"), "/w/1/n.z", "/m/n.z", id="name"),
         pytest.param(lambda p: p.with_suffix(".z"), "/w/1/a.tar.z", "/m/b.z", id="suffix"),
         pytest.param(lambda p: p.with_stem("s"), "/w/1/s.gz", "/m/s.txt", id="stem"),
         pytest.param(lambda p: p.with_segments("d", "e"), "d/e", "d/e", id="segments"),
-        pytest.param(lambda p: p.with_segments(p, "e"), "/w/1/a.tar.gz/e", "/m/b.txt/e", id="segments-self"),
+        pytest.param(
+            lambda p: p.with_segments(p, "e"), "/w/1/a.tar.gz/e", "/m/b.txt/e", id="segments-self"
+        ),
         pytest.param(lambda p: p.parent, "/w/1", "/m", id="parent"),
         pytest.param(lambda p: p.parent.parent.parent, "/", "/", id="root"),
         pytest.param(lambda p: p.parent / "x" / "y", "/w/1/x/y", "/m/x/y", id="chain"),
@@ -253,7 +257,10 @@ def test_glob_and_rglob_keep_both_sides(tree):
 def test_a_relative_folder_is_searched_likewise(tree, router, monkeypatch):
     monkeypatch.chdir(str(tree))
     assert sorted(map(sides, router(".", "/m").rglob("b.*"))) == [("sub/b.txt", "/m/sub/b.txt")]
-    assert sorted(map(sides, router(".", "/m").iterdir())) == [("a.txt", "/m/a.txt"), ("sub", "/m/sub")]
+    assert sorted(map(sides, router(".", "/m").iterdir())) == [
+        ("a.txt", "/m/a.txt"),
+        ("sub", "/m/sub"),
+    ]
     assert sorted(map(sides, router("sub").glob("*.txt"))) == [("sub/b.txt", "sub/b.txt")]
 
 
@@ -272,7 +279,9 @@ def test_walk_keeps_both_sides_and_can_be_pruned(tree):
 
 
 @pytest.mark.parametrize("other", [None, "/m/x"])
-def test_what_has_no_counterpart_on_the_other_side_is_a_plain_path(router, tmp_path, monkeypatch, other):
+def test_what_has_no_counterpart_on_the_other_side_is_a_plain_path(
+    router, tmp_path, monkeypatch, other
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/me")
     (tmp_path / "link").symlink_to("target")
@@ -451,7 +460,7 @@ def test_a_path_says_what_it_is():
     assert repr(SpecPath("/a/b")) == "SpecLocalPath('/a/b')"
     assert repr(SpecPath("/a/b", mounted="/mnt/b")) == "SpecLocalPath('/a/b', mounted='/mnt/b')"
     assert repr(MountedPath("/mnt/b", spec="/a/b")) == "MountedLocalPath('/mnt/b', spec='/a/b')"
-    assert repr(SpecPath("it's")) == "SpecLocalPath(\"it's\")"
+    assert repr(SpecPath("it's")) == 'SpecLocalPath("it\'s")'
     assert repr(SpecPath("/a", "/a")) == "SpecLocalPath('/a')"
 
 
@@ -473,15 +482,13 @@ def test_a_subclass_stays_itself():
 
 def test_every_public_method_of_pathlib_that_makes_paths_is_known_here():
     """A new one in a later Python would lose the other side: it must be looked at."""
-    known = {
-        "absolute", "anchor", "as_posix", "as_uri", "chmod", "cwd", "drive", "exists", "expanduser",
-        "from_uri", "full_match", "glob", "group", "hardlink_to", "home", "is_absolute",
-        "is_block_device", "is_char_device", "is_dir", "is_fifo", "is_file", "is_junction", "is_mount",
-        "is_relative_to", "is_reserved", "is_socket", "is_symlink", "iterdir", "joinpath", "lchmod",
-        "link_to", "lstat", "match", "mkdir", "name", "open", "owner", "parent", "parents", "parser",
-        "parts", "read_bytes", "read_text", "readlink", "relative_to", "rename", "replace", "resolve",
-        "rglob", "rmdir", "root", "samefile", "stat", "stem", "suffix", "suffixes", "symlink_to",
-        "touch", "unlink", "walk", "with_name", "with_segments", "with_stem", "with_suffix",
-        "write_bytes", "write_text",
-    }  # fmt: skip
-    assert {name for name in dir(pathlib.PosixPath) if name[0] != "_"} <= known
+    known = """
+        absolute anchor as_posix as_uri chmod cwd drive exists expanduser from_uri
+        full_match glob group hardlink_to home is_absolute is_block_device is_char_device
+        is_dir is_fifo is_file is_junction is_mount is_relative_to is_reserved is_socket
+        is_symlink iterdir joinpath lchmod link_to lstat match mkdir name open owner parent
+        parents parser parts read_bytes read_text readlink relative_to rename replace
+        resolve rglob rmdir root samefile stat stem suffix suffixes symlink_to touch unlink
+        walk with_name with_segments with_stem with_suffix write_bytes write_text
+    """.split()
+    assert {name for name in dir(pathlib.PosixPath) if name[0] != "_"} <= set(known)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -82,6 +82,7 @@ class Attempt:
         self.script = folder / "job.wrapped.test"
         self.script.write_bytes(self.text.encode("utf-8", "surrogateescape"))
         self.process = None
+        self.exit_code = None
 
     def start(self, *, bash=("/bin/bash", "-p"), environ=None, **popen):
         """Start the wrapper as a scheduler does: leader of a session, streams from /dev/null."""
@@ -90,11 +91,30 @@ class Attempt:
             [*bash, str(self.script)],
             **{"start_new_session": True, "env": environ, **streams, **popen},
         )
+        self._pidfd = os.pidfd_open(self.process.pid)
         return self
 
+    def is_over(self, wait_s=0.0):
+        """Whether the wrapper has ended."""
+        return bool(select.select([self._pidfd], [], [], wait_s)[0])
+
     def wait(self, deadline_s=30.0):
-        """The wrapper's exit code, -n for a death by signal n."""
-        return self.process.wait(deadline_s)
+        """The wrapper's exit code, -n for a death by signal n.
+
+        It stays a zombie until `close`: so long nobody else can get its process group's number.
+        """
+        assert self.is_over(deadline_s), f"it did not end: {self!r}"
+        end = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOWAIT)
+        self.exit_code = end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
+        return self.exit_code
+
+    def close(self):
+        """Kill whatever is left of its process group."""
+        if self.process is not None:
+            self.signal(signal.SIGKILL)
+            self.process.wait()
+            os.close(self._pidfd)
+            self.process = None
 
     def run(self, **popen):
         self.start(**popen).wait()
@@ -119,10 +139,6 @@ class Attempt:
             return (self.folder / name).read_bytes()
         except FileNotFoundError:
             return None
-
-    @property
-    def exit_code(self):
-        return self.process.returncode
 
     @property
     def stdout(self):
@@ -184,7 +200,4 @@ def make_attempt(tmp_path):
 
     yield make
     for attempt in made:
-        if attempt.process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                attempt.signal(signal.SIGKILL)
-            attempt.wait()
+        attempt.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 
@@ -53,9 +54,12 @@ def test_exit_codes_that_mean_something_elsewhere_are_told_as_they_are(make_atte
 @pytest.mark.parametrize("way", [{}, {"prescript": ":"}], ids=["plain", "hooked"])
 @pytest.mark.parametrize("number", FATAL)
 def test_a_death_by_signal_n_is_128_plus_n_and_bash_adds_no_words(make_attempt, probe, number, way):
-    attempt = make_attempt([*probe, "die", str(number)], **way, wrapper_init="ulimit -c 0").run()
+    attempt = make_attempt([*probe, "die", str(number)], **way, wrapper_init="ulimit -c 0")
+    with (attempt.folder / "wrapper's stderr").open("wb") as stderr:
+        attempt.run(stderr=stderr)
     assert attempt.end == (128 + number, 7, "")
     assert (attempt.stdout, attempt.stderr) == (b"", b"")
+    assert attempt.read("wrapper's stderr") == b""
 
 
 @WAYS
@@ -363,7 +367,9 @@ def test_a_startup_file_does_not_run(make_attempt, tmp_path):
 
 @WAYS
 def test_the_command_sees_nothing_of_the_wrapper(make_attempt, probe, way):
-    found = make_attempt([*probe, "show"], spool=True, **way).run().found
+    attempt = make_attempt([*probe, "show"], spool=True, **way)
+    with (attempt.folder / "streams").open("w+b") as streams:
+        found = attempt.run(stdin=streams, stdout=streams, stderr=streams).found
     assert found.stdin == b"/dev/null"
     assert found.fds == [0, 1, 2]
     assert found.ignored == []
@@ -371,12 +377,18 @@ def test_the_command_sees_nothing_of_the_wrapper(make_attempt, probe, way):
     assert not [name for name in found.env if name.startswith((b"xq_", b"BASH", b"cmd", b"rc"))]
 
 
+@pytest.mark.parametrize("hook", ["prescript", "postscript", "jobcmd_end"])
+def test_a_hooks_programs_see_no_descriptor_of_the_wrapper(make_attempt, probe, hook):
+    attempt = make_attempt(["true"], spool=True, **{hook: f"{shlex.join(probe)} show"}).run()
+    assert attempt.found.fds == [0, 1, 2]
+
+
 @pytest.mark.concurrency
 def test_once_there_job_status_is_never_empty(make_attempt):
     for _ in range(20):
         attempt = make_attempt(["true"]).start()
         seen = [attempt.until(lambda: attempt.read("job.status"))]  # noqa: B023
-        while attempt.process.poll() is None:
+        while not attempt.is_over():
             seen.append(attempt.read("job.status"))
         assert set(seen) <= {b"4", b"6"}
         assert attempt.read("job.status") == b"6"
@@ -417,6 +429,15 @@ def test_on_a_full_disk_the_exit_code_is_told_by_exiting_with_it(make_attempt, s
     assert attempt.start_claim is attempt.end is None
     assert not _protocol.revoke_start(attempt.metadir, "0", "too late")
     assert not _protocol.claim_end(attempt.metadir, "0", 1, 7, "")
+
+
+@pytest.mark.needs("mount", root=True)
+def test_also_on_a_full_disk_a_prescript_that_exits_is_no_success(make_attempt, small_disk):
+    attempt = make_attempt(["true"], metadir=small_disk / "job", prescript="exit 0")
+    fill(small_disk)
+    attempt.run()
+    assert attempt.exit_code == 1
+    assert attempt.read("job.status") == b""
 
 
 @pytest.mark.needs("mount", root=True)

@@ -8,13 +8,20 @@ __all__ = ["make_dir", "read_text", "write_text"]
 
 
 def write_text(path: str, text: str, mode: int = 0o600) -> None:
-    """Replace the content of `path`; bytes that are no text travel as surrogates.
+    """Replace `path`; bytes that are no text travel as surrogates.
+
+    What is there is not changed but removed: somebody may be reading it, bash a script for one.
 
     Raises:
         OSError: If it could not be written whole (a full disk leaves it short).
     """
     data = text.encode("utf-8", "surrogateescape")
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        fd = os.open(path, flags, mode)
+    except FileExistsError:
+        os.unlink(path)
+        fd = os.open(path, flags, mode)
     try:
         while data:
             data = data[os.write(fd, data) :]
@@ -38,8 +45,8 @@ def read_text(path: str, limit_bytes: int = 65536) -> str | None:
         os.close(fd)
 
 
-def make_dir(path: str) -> bool:
-    """Make a folder that only the user can enter, with its parents; tell whether it is new.
+def make_dir(path: str) -> None:
+    """Make a folder that only the user can enter, with its parents; what is there stays.
 
     Raises:
         OSError: If it cannot be made, or something else has its name.
@@ -49,8 +56,5 @@ def make_dir(path: str) -> bool:
     except FileExistsError:
         if not os.path.isdir(path):
             raise
-        return False
     except FileNotFoundError:
-        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-        os.mkdir(path, 0o700)
-    return True
+        os.makedirs(path, 0o700, exist_ok=True)

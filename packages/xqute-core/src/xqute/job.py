@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 _ENDED = (JobStatus.FINISHED, JobStatus.FAILED)
 #: What each attempt writes anew, in the job's folder.
-_ATTEMPT_FILES = ("job.stdout", "job.stderr", "job.status", "job.rc", "job.jid")
+_ATTEMPT_FILES = frozenset({"job.stdout", "job.stderr", "job.status", "job.rc", "job.jid"})
 #: Between these and the end, the wrapper alone knows where a job is.
 _OUT_OF_SIGHT = (JobStatus.SUBMITTED, JobStatus.RUNNING, JobStatus.KILLING)
 
@@ -107,7 +107,6 @@ class Job:
         "_cmd",
         "_driver",
         "_envs",
-        "_is_new",
         "_jid",
         "_metadir",
         "_rare",
@@ -166,11 +165,12 @@ class Job:
         self.ended_at: float | None = None
         self.error_retry = error_retry  # noqa: PLE0237  # a descriptor of the class
         self.num_retries = num_retries  # noqa: PLE0237  # likewise
-        self._is_new = self._make_folder()
+        self._make_folder()
 
-    def _make_folder(self) -> bool:
-        """Make the job's folder, if the workdir is local; tell whether it is new."""
-        return isinstance(self._workdir, SpecLocalPath) and _files.make_dir(self.local_dir)
+    def _make_folder(self) -> None:
+        """Make the job's folder, if the workdir is local."""
+        if isinstance(self._workdir, SpecLocalPath):
+            _files.make_dir(self.local_dir)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}-{self.index}({self.jid}): ({self.cmd})>"
@@ -371,33 +371,27 @@ class Job:
         Raises:
             OSError: If a file can neither be moved nor removed.
         """
-        if self._is_new and self.trial_count == 0 and not retry:
-            return
         folder = self.local_dir
         kept = f"{folder}/job.retry/{self.trial_count}"
         if retry:
             if os.path.isdir(kept):
                 shutil.rmtree(kept)
             _files.make_dir(kept)
-        for name in _ATTEMPT_FILES:
-            with suppress(FileNotFoundError):
-                if retry:
-                    os.rename(f"{folder}/{name}", f"{kept}/{name}")
-                else:
-                    os.unlink(f"{folder}/{name}")
+        names = os.listdir(folder)
+        for name in names:
+            if retry and (name in _ATTEMPT_FILES or name.startswith("job.wrapped.")):
+                os.rename(f"{folder}/{name}", f"{kept}/{name}")
+            elif name in _ATTEMPT_FILES:
+                os.unlink(f"{folder}/{name}")
         if not retry:
-            self._remove_spent_claims()
+            # Claims of attempts that have ended; the others still forbid a late start.
+            for name in names:
+                if name.startswith("job.end."):
+                    os.unlink(f"{folder}/{name}")
+                    with suppress(FileNotFoundError):
+                        os.unlink(f"{folder}/job.start.{name.removeprefix('job.end.')}")
         self._jid = None
         self._rc = None
-
-    def _remove_spent_claims(self) -> None:
-        """Remove the claims of attempts that have ended; others still forbid a late start."""
-        folder = self.local_dir
-        for name in os.listdir(folder):
-            if name.startswith("job.end."):
-                with suppress(FileNotFoundError):
-                    os.unlink(f"{folder}/job.start.{name.removeprefix('job.end.')}")
-                os.unlink(f"{folder}/{name}")
 
 
 def _as_words(cmd: CommandType) -> tuple[str, ...]:

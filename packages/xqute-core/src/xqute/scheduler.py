@@ -31,6 +31,7 @@ from .defaults import (
     DEFAULT_SUBMISSION_BATCH,
     JOBCMD_WRAPPER_LANG,
     RC_NOT_SUBMITTED,
+    JobCause,
     JobErrorStrategy,
     JobStatus,
 )
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 __all__ = ["BackendState", "Phase", "Scheduler", "Submission"]
 
 _ENDED = (JobStatus.FINISHED, JobStatus.FAILED)
+_NEVER_RAN = "the backend says that it failed without having run"
 _IN_BACKEND = (JobStatus.SUBMITTED, JobStatus.RUNNING, JobStatus.KILLING)
 
 
@@ -134,13 +136,13 @@ class Scheduler(ABC):
     native_id_variable: ClassVar[str] = ""
 
     __slots__: tuple[str, ...] = (
+        "_error_strategy",
         "_hooks",
         "_mounted_workdir",
         "_workdir",
         "config",
         "cwd",
         "driver",
-        "error_strategy",
         "first_recheck_s",
         "forks",
         "jobname_prefix",
@@ -181,13 +183,7 @@ class Scheduler(ABC):
         )
         if timeout < 0:
             raise ConfigError(f"timeout must not be negative: {timeout}")
-        try:
-            self.error_strategy = JobErrorStrategy(error_strategy)
-        except ValueError:
-            choices = ", ".join(JobErrorStrategy)
-            raise ConfigError(
-                f"error_strategy must be one of {choices}: {error_strategy!r}"
-            ) from None
+        self.error_strategy = error_strategy
         self.prescript = prescript or ""
         self.postscript = postscript or ""
         self.jobname_prefix = jobname_prefix or self.name
@@ -231,6 +227,19 @@ class Scheduler(ABC):
             _check_workdir(str(workdir))
         self._workdir = workdir
         self._mounted_workdir = str(workdir.mounted)
+
+    @property
+    def error_strategy(self) -> JobErrorStrategy:
+        """What a failed job leads to. May be assigned, also by its name."""
+        return self._error_strategy
+
+    @error_strategy.setter
+    def error_strategy(self, strategy: str) -> None:
+        try:
+            self._error_strategy = JobErrorStrategy(strategy)
+        except ValueError:
+            choices = ", ".join(JobErrorStrategy)
+            raise ConfigError(f"error_strategy must be one of {choices}: {strategy!r}") from None
 
     @property
     def hooks(self) -> HookTable:
@@ -317,6 +326,11 @@ class Scheduler(ABC):
         states = {}
         for job in jobs:
             try:
+                if job.current_status is JobStatus.SUBMITTED and (
+                    await self.job_fails_before_running(job)
+                ):
+                    states[job] = BackendState(Phase.ENDED, None, JobCause.SUBMISSION, _NEVER_RAN)
+                    continue
                 running = await self.job_is_running(job)
             except Exception as exc:  # noqa: BLE001  # whatever it is: unknown
                 logger.debug("%s: cannot ask about %r: %r", self.name, job, exc)
@@ -416,7 +430,7 @@ class Scheduler(ABC):
                         "XQUTE_METADIR": workdir,
                         "XQUTE_JOB_METADIR": metadir,
                         "XQUTE_JOB_TRIAL": str(job.trial_count),
-                        **job.envs,
+                        **{name: str(value) for name, value in job.envs.items()},
                     }
                 ),
                 "cwd": "" if cwd is None else os.fspath(cwd),

@@ -50,7 +50,7 @@ _ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _READONLY: Final = frozenset(("UID", "EUID", "PPID", "BASHOPTS", "SHELLOPTS", "BASH_VERSINFO"))
 # And these it computes itself, whatever is exported.
 _LOST: Final = frozenset(
-    ("_", "BASH_ARGC", "BASH_ARGV", "BASH_LINENO", "BASH_SOURCE", "PIPESTATUS", "SHLVL")
+    ("_", "BASH_ARGC", "BASH_ARGV", "BASH_LINENO", "BASH_SOURCE", "PIPESTATUS")
 )
 # These too, until they are unset.
 _DYNAMIC: Final = frozenset(

@@ -165,7 +165,7 @@ export XQUTE_JOB_INDEX=0
             ) 2>&"$xq_err" {xq_err}>&-
             xq_rc=$?
         } {xq_err}>&2 2>/dev/null
-        builtin exec {xq_err}>&-
+        exec {xq_err}>&-
         builtin printf 'rc= %s\n' "$xq_rc" >>"$xq_dir/job.start.$xq_tag"
         rc=$xq_rc
 #@ postscript
@@ -224,10 +224,10 @@ fi
 
 #? timeout
 exec 4< <(xq_guard)
-IFS=' ' TMOUT='' read -r -t "$xq_timeout_s" -u 4 xq_rc xq_cause
+IFS=' ' read -r -t "$xq_timeout_s" -u 4 xq_rc xq_cause
 if (($? > 128)); then
     xq_signal TERM
-    IFS=' ' TMOUT='' read -r -t "$xq_grace_s" -u 4 xq_rc _
+    IFS=' ' read -r -t "$xq_grace_s" -u 4 xq_rc _
     xq_cause=TIMEOUT
 fi
 # No word of it: it outlives even the grace, or somebody killed the shell that would have told.

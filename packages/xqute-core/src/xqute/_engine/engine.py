@@ -77,6 +77,8 @@ class Engine:
         self._killer = Killer(scheduler, self._watching.reconciler, self._give_up_kill)
         self._waiters: dict[Job, list[asyncio.Future[None]]] = {}
         self._turn_began_s = 0.0
+        #: When a stop waits no longer for answers to submissions.
+        self._deadline: asyncio.TimerHandle | None = None
         scheduler.watch(self._watching.on_report)
 
     @property
@@ -197,6 +199,9 @@ class Engine:
         self._run.is_stopping = True
         self._ending.cancel_backoffs()
         self._submitting.cancel_all()
+        self._deadline = self._run.loop.call_later(
+            self._run.scheduler.kill_grace_s, self._submitting.interrupt
+        )
         if kill:
             self.kill_all([flight.job for flight in self._watching.flights.values()])
 
@@ -211,6 +216,8 @@ class Engine:
 
     async def close(self) -> None:
         """Stop watching. Jobs that still run, run on."""
+        if self._deadline is not None:
+            self._deadline.cancel()
         await self._killer.close()
         await self._watching.close()
 
@@ -220,6 +227,6 @@ def _check(job: Job) -> None:
         check_command(job.cmd)
         if job.has_envs:
             for name, value in job.envs.items():
-                check_env(name, value)
+                check_env(name, str(value))
     except InvalidJobError as exc:
         raise InvalidJobError(f"Job {job.index}: {exc}") from exc

@@ -13,6 +13,9 @@ from .reconciler import Reconciler
 
 __all__ = ["Killer"]
 
+#: How long a backend has at least to answer that it kills.
+_ANSWER_TIMEOUT_S = 2.0
+
 
 class Killer:
     """Kills attempts; that they have ended is heard of like any other end.
@@ -60,7 +63,9 @@ class Killer:
         if not jobs:
             return
         try:
-            await self._scheduler.kill_jobs(jobs, force)
+            # One that does not answer must not keep us from the next step.
+            async with asyncio.timeout(max(self._scheduler.kill_grace_s, _ANSWER_TIMEOUT_S)):
+                await self._scheduler.kill_jobs(jobs, force)
         except* Exception as group:  # noqa: BLE001  # what counts is whether they end
             for exc in group.exceptions:
                 logger.warning("%s: a kill went wrong: %s", self._scheduler.name, exc)

@@ -116,6 +116,8 @@ class End(NamedTuple):
     @classmethod
     def from_state(cls, state: BackendState, *, kill: bool, timeout: bool) -> End:
         """Judge an end of which only the backend's word is known."""
+        if state.cause == JobCause.SUBMISSION:
+            return cls(_O.SUBMIT_FAILED, RC_NOT_SUBMITTED, state.cause, state.reason)
         rc = RC_UNKNOWN if state.rc is None else state.rc
         if kill and rc != 0:
             return cls(_O.KILLED, rc, JobCause.REQUESTED, state.reason or "killed on request")

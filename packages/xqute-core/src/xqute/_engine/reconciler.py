@@ -18,6 +18,8 @@ from .settle import read_start
 
 __all__ = ["Reconciler"]
 
+#: How long a backend has to answer.
+_ANSWER_TIMEOUT_S = 60.0
 #: Checks that fall due within this are made together.
 _TOGETHER_S = 0.05
 
@@ -56,7 +58,7 @@ class Reconciler:
                 heapq.heappop(self._due)
         is_first = not self._due or due_s < self._due[0][0]
         heapq.heappush(self._due, (due_s, next(self._serial), flight))
-        if self._task is None:
+        if self._task is None or self._task.done():
             self._task = loop.create_task(self._run())
         elif is_first:
             self._wake.set()
@@ -88,10 +90,11 @@ class Reconciler:
     async def _ask(self, flights: list[Flight]) -> None:
         states: dict[Job, BackendState] = {}
         try:
-            states.update(await self._find([f for f in flights if f.job.jid is None]))
-            known = [flight.job for flight in flights if flight.job.jid is not None]
-            if known:
-                states.update(await self._scheduler.poll_jobs(known))
+            async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+                states.update(await self._find([f for f in flights if f.job.jid is None]))
+                known = [flight.job for flight in flights if flight.job.jid is not None]
+                if known:
+                    states.update(await self._scheduler.poll_jobs(known))
         except Exception as exc:  # noqa: BLE001  # a backend may raise anything: unknown, then
             logger.warning(
                 "%s does not tell about %d jobs: %s", self._scheduler.name, len(flights), exc

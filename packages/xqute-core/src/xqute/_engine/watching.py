@@ -23,6 +23,8 @@ __all__ = ["Watching"]
 
 #: Seconds between two calls of `on_job_polling` for one job.
 _POLLING_HOOK_INTERVAL_S = 1.0
+#: How long a killed job that the backend has forgotten may take to tell its end itself.
+_KILLED_GRACE_S = 0.5
 
 
 class Watching:
@@ -143,6 +145,8 @@ class Watching:
     def _miss(self, flight: Flight, state: BackendState) -> None:
         """The backend does not know the job, and no end is recorded: not yet, or never."""
         grace_s = self._run.scheduler.lost_grace_s
+        if flight.kill_requested:
+            grace_s = min(grace_s, _KILLED_GRACE_S)
         now_s = self._run.loop.time()
         if flight.gone_since_s is None:
             flight.gone_since_s = now_s

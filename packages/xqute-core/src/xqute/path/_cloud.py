@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-import os
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
 from cloudpathlib import (
@@ -84,18 +83,19 @@ class _Cloud:
 @functools.cache
 def _listing_class(client_class: type[Any]) -> type[Any]:
     class Listing(client_class):  # type: ignore[misc]
-        """A client that makes what it lists by `make`, and shares all else with the real one.
+        """A client that lists paths of `path_class`, and shares all else with the real one.
 
         The real one asks the registry for a class, may be given that of another library, and is
         then refused by it for being of the wrong class itself.
         """
 
-        __slots__ = ("make",)
-        #: In the mode "cloudpath_object" a path that dies takes its cached files along; not ours.
+        __slots__ = ("path_class",)
+        #: In the mode "cloudpath_object" a path that dies takes its cached files along; no path
+        #: that was made for a listing may.
         file_cache_mode = property(lambda self: None)  # noqa: ARG005
 
         def CloudPath(self, cloud_path: Any, *parts: str) -> Any:  # noqa: N802
-            return self.make(cloud_path, *parts)
+            return self.path_class("/".join([str(cloud_path), *parts]), client=self)
 
         def __del__(self) -> None:
             """Leave the shared cache alone."""
@@ -175,7 +175,7 @@ class _CloudSide(CloudPath):
         client_class: Any = type(self.client)
         view = object.__new__(_listing_class(client_class))
         view.__dict__ = self.client.__dict__
-        view.make = self._new_cloudpath
+        view.path_class = type(self)
         return type(self)(str(self), client=view)
 
     # Derivations that are done to both sides.
@@ -187,11 +187,13 @@ class _CloudSide(CloudPath):
         return self._settle(new, self._other_or_twin().with_segments(*map(self._across, segments)))
 
     def joinpath(self, *segments: Any) -> Self:
-        path = self
         for segment in segments:
-            known = isinstance(segment, (str, PurePath, CloudPath))
-            path /= segment if known else os.fspath(segment)
-        return path
+            if isinstance(segment, CloudPath):  # os.fspath would download it
+                raise TypeError(f"cannot join a cloud path to {self}: {segment}")
+        new = super().joinpath(*segments)
+        if not self._concerns_other(segments):
+            return new
+        return self._settle(new, self._other_or_twin().joinpath(*map(self._across, segments)))
 
     def __truediv__(self, key: Any) -> Self:
         new = super().__truediv__(key)
@@ -255,7 +257,8 @@ class _CloudSide(CloudPath):
     def rename(self, target: Any) -> Self:
         """Move this object, or everything under this folder, to another place in this cloud.
 
-        An object there is overwritten. A folder is moved object by object, not at once.
+        An object there is overwritten. A folder is moved object by object, not at once; what is
+        written into it meanwhile, and an empty object that shows it as a folder, may stay behind.
 
         Args:
             target: A path or URI of this cloud.

@@ -158,7 +158,9 @@ class SpecPath(_TwoSided):
     __slots__ = ()
     _keyword = "mounted"
 
-    def __new__(cls, path: PathLike, mounted: PathLike | None = None, *, client: Any = None) -> Self:
+    def __new__(
+        cls, path: PathLike, mounted: PathLike | None = None, *, client: Any = None
+    ) -> Self:
         del mounted, client  # as `__init__` gets them, too
         return cls._new(path)
 

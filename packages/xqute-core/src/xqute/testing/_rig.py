@@ -1,0 +1,215 @@
+"""What a promise is tried with: schedulers and runs made as the contract's class says, and deadlines."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from ..defaults import JobStatus
+from ..job import Job
+from ..scheduler import Scheduler
+from ..utils import CommandType
+from ..xqute import Xqute
+
+if TYPE_CHECKING:
+    import os
+
+    from ._contract import SchedulerContract
+
+__all__ = ["Rig", "bash", "marker", "until"]
+
+
+def bash(script: str, *args: str) -> list[str]:
+    """Give the command that runs a bash script with these arguments."""
+    return ["bash", "-c", script, "bash", *args]
+
+
+def marker() -> str:
+    """Give a word by which a process can be found: no other command line has it."""
+    return f"xqute-kit-{secrets.token_hex(8)}"
+
+
+async def until(
+    fact: Callable[[], bool | Awaitable[bool]], what: str, deadline_s: float = 10.0
+) -> None:
+    """Return when `fact()` is true.
+
+    Raises:
+        AssertionError: With `what`, if it is not within `deadline_s`.
+    """
+    deadline = time.monotonic() + deadline_s
+    pause_s = 0.001
+    while True:
+        holds = fact()
+        if inspect.isawaitable(holds):
+            holds = await holds
+        if holds:
+            return
+        assert time.monotonic() < deadline, f"not so within {deadline_s:g} s: {what}"
+        await asyncio.sleep(pause_s)
+        pause_s = min(pause_s * 1.5, 0.05)
+
+
+def _class_that_makes(make: Callable[..., Scheduler]) -> type[Scheduler]:
+    """Give what `Xqute` can call like a class, and what passes for one: it makes other schedulers."""
+
+    class Made(Scheduler):
+        name = "made"
+
+        def __new__(cls, *args: Any, **keywords: Any) -> Scheduler:  # type: ignore[misc]
+            return make(*args, **keywords)
+
+    return Made
+
+
+class Rig:
+    """Makes what one promise is tried with, in a folder of its own.
+
+    Args:
+        contract: The class that says how its schedulers are made.
+        workdir: The folder for the jobs' files.
+    """
+
+    def __init__(self, contract: SchedulerContract, workdir: str | os.PathLike[str]) -> None:
+        self.contract = contract
+        self.workdir = workdir
+
+    # --- with an engine ------------------------------------------------------------------------
+
+    def xqute(self, **keywords: Any) -> Xqute:
+        """Make a run over a scheduler of the contract's; keywords as for `Xqute`."""
+        cls = _class_that_makes(self._make)
+        return Xqute(cls, workdir=self.workdir, scheduler_opts=keywords.pop("opts", None), **keywords)
+
+    @asynccontextmanager
+    async def running(self, **keywords: Any) -> AsyncIterator[Xqute]:
+        """Make a run, and wait at the end of the block until all its jobs have ended.
+
+        Raises:
+            AssertionError: If they have not within the contract's `deadline_s`.
+        """
+        xq = self.xqute(**keywords)
+        deadline_s = self.contract.deadline_s
+        try:
+            async with asyncio.timeout(deadline_s), xq:
+                yield xq
+        except TimeoutError as exc:
+            raise AssertionError(f"not over within {deadline_s:g} s: {xq!r}") from exc
+
+    async def run(self, *commands: CommandType | Job, **keywords: Any) -> list[Job]:
+        """Run commands to their end; give their jobs."""
+        async with self.running(**keywords) as xq:
+            for command in commands:
+                await xq.feed(command)
+        return xq.jobs
+
+    async def feed_running(self, xq: Xqute, command: CommandType, **options: Any) -> Job:
+        """Feed a command and wait until the run says that it runs."""
+        job = await xq.feed(command, **options)
+        await self.until(lambda: job.status is JobStatus.RUNNING, f"{job!r} runs")
+        return job
+
+    async def feed_ready(self, xq: Xqute, command: CommandType, **options: Any) -> Job:
+        """Feed a command and wait until its first line of output is "ready"."""
+        job = await xq.feed(command, **options)
+        await self.until_ready(job)
+        return job
+
+    async def until_ready(self, job: Job) -> None:
+        """Wait until the first line of a job's output is "ready"."""
+        await self.until(
+            lambda: self.output(job).startswith(b"ready\n"), f"the command of {job!r} is ready"
+        )
+
+    # --- without one ---------------------------------------------------------------------------
+
+    def scheduler(self, **keywords: Any) -> Scheduler:
+        """Make a scheduler of the contract's."""
+        return self._make(self.workdir, **keywords)
+
+    def _make(self, workdir: str | os.PathLike[str], **keywords: Any) -> Scheduler:
+        scheduler = self.contract.make_scheduler(workdir, **keywords)
+        self.contract.tune(scheduler)
+        return scheduler
+
+    @asynccontextmanager
+    async def backend(self, **keywords: Any) -> AsyncIterator[Backend]:
+        """Make a scheduler without an engine; what was submitted is killed at the end of the block."""
+        backend = Backend(self, self.scheduler(**keywords))
+        async with backend.scheduler:
+            try:
+                async with asyncio.timeout(self.contract.deadline_s):
+                    yield backend
+            finally:
+                await backend.scheduler.kill_jobs(backend.jobs)
+                await backend.scheduler.kill_jobs(backend.jobs, force=True)
+
+    # --- what is asked -------------------------------------------------------------------------
+
+    async def until(self, fact: Callable[[], bool | Awaitable[bool]], what: str) -> None:
+        """Return when `fact()` is true; an AssertionError with `what` after the deadline."""
+        await until(fact, what, self.contract.deadline_s)
+
+    def command(self, *rcs: int, runs_s: float = 0.0) -> CommandType:
+        """Give a command that exits with these codes, the last one from then on, after `runs_s`."""
+        return self.contract.command(*rcs, runs_s=runs_s)
+
+    def read(self, job: Job, name: str) -> bytes | None:
+        """Give the content of a file of a job's folder; None: it is not there."""
+        return self.contract.read(job, name)
+
+    def output(self, job: Job) -> bytes:
+        """Give what the command of a job has written to its standard output."""
+        return self.read(job, "job.stdout") or b""
+
+    def errors(self, job: Job) -> bytes:
+        """Give what the command of a job has written to its standard error."""
+        return self.read(job, "job.stderr") or b""
+
+    def find_processes(self, word: str) -> list[int]:
+        """Give the ids of the processes that have this word on their command line."""
+        return self.contract.find_processes(word)
+
+
+class Backend:
+    """A scheduler without an engine, and what was submitted to it."""
+
+    def __init__(self, rig: Rig, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+        self.jobs: list[Job] = []
+        self._rig = rig
+
+    def create(self, command: CommandType) -> Job:
+        """Make the next job."""
+        job = self.scheduler.create_job(len(self.jobs), command)
+        self.jobs.append(job)
+        return job
+
+    async def submit(self, command: CommandType) -> Job:
+        """Make a job and submit it."""
+        job = self.create(command)
+        job.clean()
+        job.jid = await self.scheduler.submit_job(job)
+        return job
+
+    async def until_running(self, *jobs: Job) -> None:
+        """Wait until the backend has the jobs."""
+        for job in jobs:
+            await self._rig.until(
+                lambda job=job: self.scheduler.job_is_running(job),  # type: ignore[misc]
+                f"{job!r} is running, as the backend says",
+            )
+
+    async def until_gone(self, *jobs: Job) -> None:
+        """Wait until the backend has none of the jobs any more."""
+        for job in jobs:
+
+            async def is_gone(job: Job = job) -> bool:
+                return not await self.scheduler.job_is_running(job)
+
+            await self._rig.until(is_gone, f"{job!r} is gone, as the backend says")
