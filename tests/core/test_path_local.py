@@ -490,5 +490,5 @@ def test_every_public_method_of_pathlib_that_makes_paths_is_known_here():
         parents parser parts read_bytes read_text readlink relative_to rename replace
         resolve rglob rmdir root samefile stat stem suffix suffixes symlink_to touch unlink
         walk with_name with_segments with_stem with_suffix write_bytes write_text
-    """.split()
+    """.split()  # noqa: SIM905
     assert {name for name in dir(pathlib.PosixPath) if name[0] != "_"} <= set(known)

@@ -41,8 +41,8 @@ def test_claims_are_named_after_the_tag(make_attempt):
 
 
 @pytest.mark.parametrize("by", ["driver", "another wrapper"])
-def test_an_attempt_whose_start_is_taken_touches_nothing(make_attempt, by):
-    attempt = make_attempt(["touch", "ran"], spool=True, cwd="/")
+def test_an_attempt_whose_start_is_taken_touches_nothing(make_attempt, tmp_path, by):
+    attempt = make_attempt(["touch", str(tmp_path / "job0/ran")], spool=True, cwd="/")
     if by == "driver":
         assert _protocol.revoke_start(attempt.metadir, "0", "it was submitted again")
     else:

@@ -8,6 +8,7 @@ import os
 import select
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -24,6 +25,8 @@ _DEFAULT_SIGNALS = [
     if sig not in (signal.SIGKILL, signal.SIGSTOP) and sig < getattr(signal, "SIGRTMIN", 32)
 ]
 _STDERR = 2
+#: Seconds in which a process may still be about to become the command; until its second TERM.
+_YOUNG_S, _TERM_AGAIN_S = 1.0, 0.2
 #: Seconds between two looks at children for which there is no pidfd.
 _SWEEP_INTERVAL_S = 0.02
 
@@ -32,6 +35,7 @@ class _Child(NamedTuple):
     pid: int
     job: Job
     pidfd: int | None
+    started_s: float
 
 
 class ProcessTable:
@@ -88,7 +92,7 @@ class ProcessTable:
         """
         pid = _spawn(argv, self._actions())
         pidfd = self._open_pidfd(pid)
-        child = self._children[pid] = _Child(pid, job, pidfd)
+        child = self._children[pid] = _Child(pid, job, pidfd, time.monotonic())
         if pidfd is not None:
             self._by_pidfd[pidfd] = child
         elif self._loop is not None and self._sweep is None:
@@ -123,10 +127,24 @@ class ProcessTable:
             return None
         return not self._reap([child])
 
-    def mark_killed(self, pid: int) -> None:
-        """Have everything in the session of a child ended when the child has."""
-        if pid in self._children:
-            self._killed.add(pid)
+    def terminate(self, pid: int) -> None:
+        """Send TERM to the group of a process; what stays in its session when it ends is killed.
+
+        A bash that has just forked forgets a signal that comes before it has put back its handlers,
+        so that a command so young may not have seen TERM. It gets another one.
+        """
+        signal_group(pid, signal.SIGTERM)
+        child = self._children.get(pid)
+        if child is None:
+            return
+        self._killed.add(pid)
+        is_young = time.monotonic() - child.started_s < _YOUNG_S
+        if is_young and self._loop is not None:
+            self._loop.call_later(_TERM_AGAIN_S, self._terminate_again, child)
+
+    def _terminate_again(self, child: _Child) -> None:
+        if self._children.get(child.pid) is child:
+            signal_group(child.pid, signal.SIGTERM)
 
     def _on_readable(self) -> None:
         if self._epoll is None:

@@ -17,6 +17,26 @@ from contextlib import suppress
 from functools import cache
 from typing import Final, NamedTuple
 
+__all__ = [
+    "EndRecord",
+    "Event",
+    "StartClaim",
+    "boot_id",
+    "claim_end",
+    "claim_exists",
+    "claim_is_alive",
+    "end_claim_path",
+    "event_name",
+    "parse_event_name",
+    "process_start_ticks",
+    "process_state",
+    "read_end_record",
+    "read_start_claim",
+    "revoke_start",
+    "start_claim_path",
+    "write_end",
+]
+
 # One read is enough for every file here; a longer one is not ours.
 _READ_BYTES: Final = 4096
 

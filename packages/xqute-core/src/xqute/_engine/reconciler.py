@@ -7,7 +7,6 @@ import heapq
 import itertools
 import random
 from collections.abc import Callable
-from contextlib import suppress
 
 from .. import _protocol
 from ..job import Job
@@ -40,43 +39,47 @@ class Reconciler:
         self._report = report
         self._due: list[tuple[float, int, Flight]] = []
         self._serial = itertools.count()
-        self._task: asyncio.Task[None] | None = None
-        self._wake = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._asking: asyncio.Task[None] | None = None
 
     def add(self, flight: Flight, in_s: float | None = None) -> None:
         """Ask about an attempt after `in_s` seconds; None: in its turn."""
-        loop = asyncio.get_running_loop()
         if in_s is None:
             first_s = min(self._scheduler.first_recheck_s, self._scheduler.recheck_interval)
-            in_s = min(first_s * 2.0**flight.checks, self._scheduler.recheck_interval)
+            in_s = min(first_s * 2.0 ** min(flight.checks, 30), self._scheduler.recheck_interval)
             in_s *= random.uniform(0.9, 1.1)  # noqa: S311  # jitter is no secret
-        due_s = loop.time() + in_s
-        flight.due_s = due_s
+        flight.due_s = asyncio.get_running_loop().time() + in_s
+        heapq.heappush(self._due, (flight.due_s, next(self._serial), flight))
         # A few at a time: most attempts end before they are due, and none may pile up here.
         for _ in range(2):
-            if self._due and _is_stale(self._due[0]):
+            if _is_stale(self._due[0]):
                 heapq.heappop(self._due)
-        is_first = not self._due or due_s < self._due[0][0]
-        heapq.heappush(self._due, (due_s, next(self._serial), flight))
-        if self._task is None or self._task.done():
-            self._task = loop.create_task(self._run())
-        elif is_first:
-            self._wake.set()
+        self._set_timer()
 
-    def heard_of(self, flight: Flight) -> None:
-        """Something was heard of an attempt: begin anew with short intervals."""
-        flight.checks = 0
+    def _set_timer(self) -> None:
+        """Wake up when the first is due, unless there is a question under way."""
+        if self._asking is not None or not self._due:
+            return
+        due_s = self._due[0][0]
+        if self._timer is not None:
+            if self._timer.when() <= due_s:
+                return
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_at(due_s, self._wake_up)
 
-    async def _run(self) -> None:
+    def _wake_up(self) -> None:
+        self._timer = None
         loop = asyncio.get_running_loop()
-        while True:
-            self._wake.clear()
-            wait_s = self._due[0][0] - loop.time() if self._due else None
-            if wait_s is None or wait_s > 0:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), wait_s)
-                continue
-            await self._ask(self._take_due(loop.time() + _TOGETHER_S))
+        flights = self._take_due(loop.time() + _TOGETHER_S)
+        if flights:
+            self._asking = loop.create_task(self._ask(flights))
+            self._asking.add_done_callback(self._on_asked)
+        else:
+            self._set_timer()
+
+    def _on_asked(self, task: asyncio.Task[None]) -> None:
+        self._asking = None
+        self._set_timer()
 
     def _take_due(self, until_s: float) -> list[Flight]:
         flights = []
@@ -127,11 +130,12 @@ class Reconciler:
 
     async def close(self) -> None:
         """Ask no more."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-            self._task = None
         self._due.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.wait([self._asking])
 
 
 def _is_stale(entry: tuple[float, int, Flight]) -> bool:

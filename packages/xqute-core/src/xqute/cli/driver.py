@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from simplug import SimplugException
+from simplug import NoSuchPlugin, SimplugException
 
 from ..defaults import JobErrorStrategy, JobStatus
 from ..errors import ConfigError, InvalidJobError, XquteError, XquteWarning
@@ -59,6 +59,21 @@ class Settings:
     output: str = "stdout"
     keep_order: bool = False
     quiet: bool = False
+
+    @property
+    def error_strategy(self) -> JobErrorStrategy:
+        """What a failure leads to. With both, halting is the run's and retrying each job's."""
+        if self.halt:
+            return JobErrorStrategy.HALT
+        return JobErrorStrategy.IGNORE if self.retries is None else JobErrorStrategy.RETRY
+
+    @property
+    def scheduler_opts(self) -> dict[str, Any]:
+        """The keywords of the scheduler: those that were set."""
+        named = {
+            name: getattr(self, name) for name in ("timeout", "cwd", "prescript", "postscript")
+        }
+        return {name: value for name, value in named.items() if value} | dict(self.opt)
 
 
 class Driver:
@@ -114,22 +129,13 @@ class Driver:
         finally:
             watcher.cancel()
             self._display.close()
-        self._tell_end(xq, output, wall_s)
+        self._tell_end(output, wall_s)
         return account.exit_code
 
     # --- before --------------------------------------------------------------------------------
 
     def _make_xqute(self) -> Xqute:
         settings = self._settings
-        strategy = JobErrorStrategy.IGNORE
-        if settings.halt:
-            strategy = JobErrorStrategy.HALT
-        elif settings.retries is not None:
-            strategy = JobErrorStrategy.RETRY
-        options = {"timeout": settings.timeout, "cwd": settings.cwd, **settings.opt}
-        for name in ("prescript", "postscript"):
-            if getattr(settings, name):
-                options[name] = getattr(settings, name)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
@@ -137,16 +143,18 @@ class Driver:
                     settings.scheduler,
                     plugins=settings.plugin or None,
                     workdir=self._workdir,
-                    error_strategy=strategy,
+                    error_strategy=settings.error_strategy,
                     num_retries=settings.retries or 0,
                     forks=settings.forks,
-                    scheduler_opts=options,
+                    scheduler_opts=settings.scheduler_opts,
                     jobname_prefix=settings.name,
                 )
             except XquteError:
                 raise
+            except NoSuchPlugin as exc:
+                raise ConfigError(f"No plugin named {exc} is installed") from exc
             except SimplugException as exc:
-                raise ConfigError(f"Plugins: {exc}") from exc
+                raise ConfigError(f"--plugin: {exc}") from exc
             except (TypeError, ValueError) as exc:
                 raise ConfigError(f"Scheduler {settings.scheduler!r}: {exc}") from exc
         for warning in caught:
@@ -276,7 +284,7 @@ class Driver:
             return b""
         return json.dumps(self._account.record(self._workdir, wall_s)).encode() + b"\n"
 
-    def _tell_end(self, xq: Xqute, output: Output | None, wall_s: float) -> None:
+    def _tell_end(self, output: Output | None, wall_s: float) -> None:
         if self._settings.quiet:
             return
         account, say = self._account, self._display.say
@@ -287,6 +295,4 @@ class Driver:
             say(f"not passed on: {text}", "red")
         if account.error:
             say(f"The run could not go on: {account.error}", "red")
-        if xq.halted_by is not None:
-            say(f"Halted by job {xq.halted_by.index}", "red")
         say(*account.describe_end(self._workdir, wall_s))

@@ -11,13 +11,14 @@ from contextlib import ExitStack
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from ..errors import InvalidJobError
 from ..wrapper import check_env
 from .display import Display, make_display
 from .driver import Driver, Settings
 from .inputs import ArgumentInput, Input, LineInput
-from .profile import load_profile
+from .profile import FILE_NAME, load_profile
 from .template import Template, TemplateError, check_syntax, parse_template
 
 __all__ = ["run"]
@@ -54,20 +55,30 @@ class _RunCommand(click.Command):
                 else:
                     groups[-1].append(arg)
             ctx.obj = groups
-        template = self.make_parser(ctx).parse_args(args=list(args))[1]
-        if len(template) > 1 and re.search(r"\s", template[0]):
+        words = self._words(ctx, args)
+        if len(words) > 1 and re.search(r"\s", words[0]):
             # A line for the shell is a template alone: what follows it are options.
-            before = args[: len(args) - len(template)]
-            before = before[:-1] if before[-1:] == ["--"] else before
-            words = self.make_parser(ctx).parse_args(args=list(template[1:]))[1]
-            if words:
+            before, after = args[: -len(words)], words[1:]
+            stray = self._words(ctx, after)
+            if stray:
                 raise click.UsageError(
-                    f"{words[0]!r} after the template {template[0]!r}: a template is one line for "
-                    "the shell, or the words of a command; arguments come after :::",
+                    f"{stray[0]!r} after the template {words[0]!r}: a template is one line for the "
+                    "shell, or the words of a command; arguments come after :::",
                     ctx,
                 )
-            args = [*before, *template[1:], "--", template[0]]
-        return super().parse_args(ctx, args)
+            args = [*(arg for arg in before if arg != "--"), *after, "--", words[0]]
+        try:
+            return super().parse_args(ctx, args)
+        except click.BadParameter as exc:
+            name = exc.param.name if exc.param is not None else None
+            if name and ctx.get_parameter_source(name) is ParameterSource.DEFAULT_MAP:
+                exc.message += f" (in {FILE_NAME})"
+            raise
+
+    def _words(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Give what is left of the arguments when the options are taken out."""
+        found = self.make_parser(ctx).parse_args(args=list(args))[0].get("template")
+        return list(found) if isinstance(found, tuple) else []
 
 
 def _use_profile(ctx: click.Context, param: click.Parameter, name: str | None) -> None:

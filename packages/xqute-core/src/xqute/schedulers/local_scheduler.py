@@ -92,12 +92,13 @@ class LocalScheduler(Scheduler):
 
     async def kill_job(self, job: Job) -> None:
         """End a job: TERM, the grace period, KILL; return when it is gone."""
-        deadline_s = asyncio.get_running_loop().time() + self.kill_grace_s
-        await self._signal([job], signal.SIGTERM)
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + self.kill_grace_s
         pause_s = 0.005
+        await self._end([job], force=False)
         while await self.job_is_running(job):
-            if asyncio.get_running_loop().time() > deadline_s:
-                await self._signal([job], signal.SIGKILL)
+            if loop.time() > deadline_s:
+                await self._end([job], force=True)
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, 0.1)
 
@@ -106,15 +107,17 @@ class LocalScheduler(Scheduler):
         if type(self).kill_job is not LocalScheduler.kill_job:
             await super().kill_jobs(jobs, force)
         else:
-            await self._signal(jobs, signal.SIGKILL if force else signal.SIGTERM)
+            await self._end(jobs, force=force)
 
-    async def _signal(self, jobs: Sequence[Job], sig: signal.Signals) -> None:
+    async def _end(self, jobs: Sequence[Job], *, force: bool) -> None:
         running = [job for job in jobs if await self.job_is_running(job)]
-        pids = [int(job.jid) for job in running if job.jid is not None]
+        pids = [pid for job in running if (pid := _as_pid(job.jid)) is not None]
         for pid in pids:
-            self._table.mark_killed(pid)
-            signal_group(pid, sig)
-        if sig is signal.SIGKILL:
+            if force:
+                signal_group(pid, signal.SIGKILL)
+            else:
+                self._table.terminate(pid)
+        if force:
             kill_sessions(set(pids))
 
 

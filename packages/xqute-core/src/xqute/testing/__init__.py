@@ -1,2 +1,51 @@
-"""x"""
-from ._memory import MemoryScheduler
+"""For authors of schedulers, and of programs that use xqute: the contract as tests, and a fake backend.
+
+`SchedulerContract` needs pytest, which is imported with it; the rest does not.
+
+Recovery, and a runner that kills drivers at random moments, join the promises when the core has a
+journal.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ._behaviour import Behaviour, Calls, Fault, Faults, ManualClock, Tells
+from ._memory import MemoryJob, MemoryScheduler
+from ._needs import Needs, overrides_contract
+from ._recorder import HookCall, HookRecorder
+from ._rig import Rig, bash, until
+
+if TYPE_CHECKING:
+    from ._contract import SchedulerContract
+
+__all__ = [
+    "Behaviour",
+    "Calls",
+    "Fault",
+    "Faults",
+    "HookCall",
+    "HookRecorder",
+    "ManualClock",
+    "MemoryJob",
+    "MemoryScheduler",
+    "Needs",
+    "Rig",
+    "SchedulerContract",
+    "Tells",
+    "bash",
+    "overrides_contract",
+    "until",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "SchedulerContract":
+        import pytest
+
+        # So that a broken promise shows what was there instead.
+        pytest.register_assert_rewrite(f"{__name__}._promises", f"{__name__}._rig")
+        from ._contract import SchedulerContract
+
+        return SchedulerContract
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..defaults import JobStatus
@@ -17,8 +19,6 @@ from ..utils import CommandType
 from ..xqute import Xqute
 
 if TYPE_CHECKING:
-    import os
-
     from ._contract import SchedulerContract
 
 __all__ = ["Rig", "bash", "marker", "until"]
@@ -72,12 +72,29 @@ class Rig:
 
     Args:
         contract: The class that says how its schedulers are made.
+        tmp_path: Where the workdir is made, if it is a local one.
+        name: The workdir's.
+
+    Attributes:
         workdir: The folder for the jobs' files.
     """
 
-    def __init__(self, contract: SchedulerContract, workdir: str | os.PathLike[str]) -> None:
+    def __init__(self, contract: SchedulerContract, tmp_path: Path, name: str = "workdir") -> None:
         self.contract = contract
-        self.workdir = workdir
+        self.workdir = contract.make_workdir(tmp_path, name)
+        self._tmp_path = tmp_path
+
+    def elsewhere(self) -> Rig:
+        """Give the like of this with another workdir."""
+        return Rig(self.contract, self._tmp_path, "elsewhere")
+
+    def replace(self, scheduler: Scheduler, name: str, value: Any) -> None:
+        """Set an attribute of one scheduler, or put a function in the place of one of its methods.
+
+        Raises:
+            AttributeError: If its class has slots and no `__dict__`.
+        """
+        setattr(scheduler, name, value)
 
     # --- with an engine ------------------------------------------------------------------------
 

@@ -1,0 +1,97 @@
+"""A driver in a process of its own, that submits one job and is killed.
+
+As a program it gets a JSON object: where the contract's class is, the workdir, and the command.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import inspect
+import json
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..utils import CommandType
+    from ._contract import SchedulerContract
+
+__all__ = ["start_and_die"]
+
+
+async def start_and_die(
+    contract: SchedulerContract, workdir: str | os.PathLike[str], command: CommandType
+) -> None:
+    """Have a new process make the contract's scheduler, submit job 0, and be killed with its group.
+
+    Returns when it is dead.
+
+    Raises:
+        AssertionError: If it could not do so; with what it said.
+    """
+    cls = type(contract)
+    task = {
+        "module": cls.__module__,
+        "file": inspect.getfile(cls),
+        "class": cls.__qualname__,
+        "workdir": os.fspath(workdir),
+        "command": command,
+    }
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", __name__, json.dumps(task)),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    said = b""
+    try:
+        async with asyncio.timeout(contract.deadline_s):
+            async for line in process.stdout:
+                said += line
+                if line == b"submitted\n":
+                    break
+    finally:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        await process.communicate()
+    assert said.endswith(b"submitted\n"), f"the other driver did not submit:\n{said.decode()}"
+
+
+def _load(task: dict[str, Any]) -> Any:
+    """Import the class by its module's name or, where that is not to be found, from its file."""
+    try:
+        found: Any = importlib.import_module(task["module"])
+    except ImportError:
+        spec = importlib.util.spec_from_file_location(task["module"], task["file"])
+        assert spec is not None
+        assert spec.loader is not None
+        found = sys.modules[task["module"]] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(found)
+    for name in task["class"].split("."):
+        found = getattr(found, name)
+    return found
+
+
+async def _submit(task: dict[str, Any]) -> None:
+    contract: SchedulerContract = _load(task)()
+    scheduler = contract.make_scheduler(task["workdir"])
+    contract.tune(scheduler)
+    await scheduler.start()
+    job = scheduler.create_job(0, task["command"])
+    job.clean()
+    job.jid = await scheduler.submit_job(job)
+    sys.stdout.write("submitted\n")
+    sys.stdout.flush()
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(_submit(json.loads(sys.argv[1])))
