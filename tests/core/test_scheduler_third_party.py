@@ -157,8 +157,11 @@ class Talker(ProcessScheduler):
     """Its answers can be set by a test."""
 
     name = "talker"
-    first_recheck_s = 0.05
-    lost_grace_s = 0.2
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.first_recheck_s = 0.05
+        self.lost_grace_s = 0.2
 
     async def job_is_running(self, job):
         return self.answer(job)
@@ -385,12 +388,11 @@ async def test_a_scheduler_with_a_script_of_its_own_is_believed_by_its_status_fi
 ):
     class OwnScript(ProcessScheduler):
         name = "own"
-        first_recheck_s = 0.1
 
         def wrap_job_script(self, job):
             return OLD_SCRIPT.format(d=job.metadir.mounted, cmd=" ".join(job.cmd))
 
-    xq = Xqute(OwnScript, workdir=tmp_path)
+    xq = Xqute(OwnScript, workdir=tmp_path, scheduler_opts={"recheck_interval": 0.05})
     job = await xq.put(command)
     await asyncio.wait_for(xq.run_until_complete(), 15)
     assert job.rc == rc

@@ -257,6 +257,8 @@ def test_jobcmd_end_runs_also_when_the_prescript_exited(make_attempt):
         "sleep() { return 9; }; unalias -a",
         "exec 3>/dev/null 4>/dev/null 5>&1",
         "exec </dev/zero",
+        "exec 2>&-",
+        "ulimit -n 10",
         "sleep 60 &",
         "rc=9; status=9; cmd=false; code=9; what=rc=; told=9; now=9",
         "readonly rc=9 status=9 now=9 told=9 what=9 pid=9",
@@ -297,6 +299,13 @@ def test_the_prescripts_own_exit_trap_runs_after_the_command(make_attempt):
         ["echo", "cmd"], prescript="trap 'echo cleaned' EXIT", jobcmd_end="echo end"
     ).run()
     assert attempt.stdout == b"cmd\nend\ncleaned\n"
+
+
+def test_the_prescript_may_close_all_streams(make_attempt, tmp_path):
+    command = ["sh", "-c", 'echo ran >"$0"; exit 6', str(tmp_path / "ran")]
+    attempt = make_attempt(command, prescript="exec <&- >&- 2>&-").run()
+    assert attempt.end == (6, 7, "")
+    assert (tmp_path / "ran").exists()
 
 
 def test_a_function_of_the_prescript_can_be_the_command(make_attempt):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, overload
@@ -375,6 +373,8 @@ class Job:
         kept = f"{folder}/job.retry/{self.trial_count}"
         if retry:
             if os.path.isdir(kept):
+                import shutil
+
                 shutil.rmtree(kept)
             _files.make_dir(kept)
         names = os.listdir(folder)
@@ -396,6 +396,8 @@ class Job:
 
 def _as_words(cmd: CommandType) -> tuple[str, ...]:
     if isinstance(cmd, str):
+        import shlex
+
         try:
             return tuple(shlex.split(cmd))
         except ValueError as exc:

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -83,8 +81,7 @@ class BackendState(NamedTuple):
     jid: int | str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Submission:
+class Submission(NamedTuple):
     """Jobs that go to the backend together, in one round trip.
 
     Attributes:
@@ -202,7 +199,7 @@ class Scheduler(ABC):
         self.resources = resources
         self.config = config
         #: The random part of this run's claims and submission keys.
-        self.run_id = secrets.token_hex(4)
+        self.run_id = os.urandom(4).hex()
         #: The engine that drives this scheduler, if one does.
         self.driver: Any = None
         self._hooks: HookTable | None = None

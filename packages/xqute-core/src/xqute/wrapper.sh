@@ -1,5 +1,6 @@
 #!/bin/bash -p
-# Runs one attempt of one job and tells its end (bash >= 4.2, built-ins only). `xqute.wrapper` renders it:
+# Runs one attempt of one job and tells its end, with bash >= 4.2 and nothing else. `xqute.wrapper`
+# renders it:
 #
 #   #@ name ... #@   the lines between are an example of what is put there
 #   #? name ... #?   the lines between are kept only where that is needed
@@ -32,7 +33,7 @@ xq_claim() {
 }
 
 #? spool
-# Leave `<index>.<attempt>.<restart>.<status>.<rc>.<epoch ms>`: a name, created at once, without content.
+# Leave `<index>.<attempt>.<restart>.<status>.<rc>.<epoch ms>`: a name, there at once, no content.
 xq_tell() {
     local now=${EPOCHREALTIME-}
     if [[ $now ]]; then now=${now//[!0-9]/}; else printf -v now '%(%s)T000000' -1; fi
@@ -95,10 +96,11 @@ xq_signal_below() {
 #?
 
 # The job, from its environment to its last hook. What bash itself would say of it ("Killed", ...)
-# goes nowhere: job.stderr, here 3, is the command's.
-xq_rc=122 xq_cause=SETUP # until the outputs are open
+# goes nowhere: job.stderr, here 3, is the command's. 122: the outputs cannot be opened; 125: the
+# working directory cannot be entered.
+xq_rc=122 xq_cause=SETUP
 xq_attempt() {
-    xq_rc=125 # until the working directory is entered
+    xq_rc=125
     xq_status 4
 #? spool
     xq_tell 4 -1
@@ -128,12 +130,10 @@ export XQUTE_JOB_INDEX=0
         xq_over() {
             rc=$?
             if [[ $xq_ended ]]; then return; fi
-            if [[ $xq_rc ]]; then
-                rc=$xq_rc
-            elif ((rc == 0)); then
-                rc=1 # a command that never ran did not succeed
-            fi
-            (xq_end) # in a shell of its own, which may exit as it likes
+            # A command that never ran did not succeed.
+            if [[ $xq_rc ]]; then rc=$xq_rc; elif ((rc == 0)); then rc=1; fi
+            # In a shell of its own, which may exit as it likes.
+            (xq_end)
             exit "$rc"
         }
         xq_ended=''
@@ -156,15 +156,21 @@ export XQUTE_JOB_INDEX=0
         builtin set +emu +o pipefail
         if [[ $cmd != "$xq_cmd" ]] || builtin declare -F -- "$xq_name" &>/dev/null; then xq_exec=''; fi
         builtin trap : TERM INT HUP QUIT XCPU USR1 USR2
+        xq_run() {
+            xq_cmd=$cmd
+            builtin unset -v cmd
+            if [[ $xq_had ]]; then builtin export cmd="$xq_old"; fi
+            builtin eval "$xq_exec$xq_cmd"
+        }
         {
-            (
-                xq_cmd=$cmd
-                builtin unset -v cmd
-                if [[ $xq_had ]]; then builtin export cmd="$xq_old"; fi
-                builtin eval "$xq_exec$xq_cmd"
-            ) 2>&"$xq_err" {xq_err}>&-
+            (xq_run) 2>&"$xq_err" {xq_err}>&-
             xq_rc=$?
         } {xq_err}>&2 2>/dev/null
+        # The prescript has closed stderr, or left no descriptor to be had.
+        if [[ -z $xq_rc ]]; then
+            (xq_run)
+            xq_rc=$?
+        fi
         exec {xq_err}>&-
         builtin printf 'rc= %s\n' "$xq_rc" >>"$xq_dir/job.start.$xq_tag"
         rc=$xq_rc
@@ -186,7 +192,8 @@ export XQUTE_JOB_INDEX=0
     xq_hear
     if [[ $xq_untold ]] && ((xq_rc <= 128)); then
         xq_cause=NOT_STARTED
-        if ((xq_rc == 0)); then xq_rc=1; fi # it did `exec`
+        # An `exec` of something else.
+        if ((xq_rc == 0)); then xq_rc=1; fi
         printf 'xqute: the prescript or a hook ended this job before its command\n' >&3
     fi
 #?
@@ -196,9 +203,10 @@ export XQUTE_JOB_INDEX=0
 } </dev/null >"$xq_dir/job.stdout" 3>"$xq_dir/job.stderr" 2>/dev/null
 
 #? timeout
-# The attempt in a shell of its own, which tells the waiting one; signals do not end either.
+# The attempt in a shell of its own, which tells the waiting one; signals end neither.
 xq_guard() {
-    trap : TERM INT HUP QUIT XCPU USR1 USR2
+    trap xq_term=1 TERM INT HUP QUIT XCPU
+    trap : USR1 USR2
     xq_attempt
     printf '%s %s\n' "$xq_rc" "$xq_cause"
 }
@@ -208,7 +216,8 @@ xq_term='' xq_boot='' xq_line='' xq_untold=''
 trap xq_term=1 TERM INT HUP QUIT XCPU
 trap : USR1 USR2
 {
-    read -r xq_host </proc/sys/kernel/hostname || xq_host=$HOSTNAME # which may be inherited, and wrong
+    # HOSTNAME may be inherited from another host.
+    read -r xq_host </proc/sys/kernel/hostname || xq_host=$HOSTNAME
     read -r xq_boot </proc/sys/kernel/random/boot_id
     read -r xq_line <"/proc/$$/stat"
 } 2>/dev/null

@@ -8,10 +8,6 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import _files
-from ._engine.engine import Engine
-from ._engine.lock import WorkdirLock
-from ._engine.signals import StopSignals
-from ._engine.spool import EventSpool
 from .defaults import (
     DEFAULT_ERROR_STRATEGY,
     DEFAULT_NUM_RETRIES,
@@ -30,6 +26,10 @@ if TYPE_CHECKING:
     import os
     from typing import Self
 
+    from ._engine.engine import Engine
+    from ._engine.lock import WorkdirLock
+    from ._engine.signals import StopSignals
+    from ._engine.spool import EventSpool
     from .scheduler import Scheduler
     from .utils import CommandType
 
@@ -113,7 +113,6 @@ class Xqute:
         self._news = asyncio.Event()
         self._engine: Engine | None = None
         self._task: asyncio.Task[None] | None = None
-        self._signals = StopSignals(self._loop, self._stop_by_signal)
         self._keep_feeding = False
         self._is_closing = False
         self._was_stopped = False
@@ -350,6 +349,12 @@ class Xqute:
 
     async def _start(self) -> None:
         """Take the workdir, and begin to work."""
+        # Imported here, since it is most of the code and `import xqute` is to be fast.
+        from ._engine.engine import Engine
+        from ._engine.lock import WorkdirLock
+        from ._engine.signals import StopSignals
+        from ._engine.spool import EventSpool
+
         run_dir = f"{self.scheduler.workdir}/.run"
         try:
             _files.make_dir(run_dir)
@@ -374,15 +379,18 @@ class Xqute:
             raise
         self._has_shut_down = self._is_closing = False
         self.scheduler.driver = self._engine = engine
-        self._signals.install()
-        self._task = self._loop.create_task(self._run(engine, spool, lock), name="xqute")
+        signals = StopSignals(self._loop, self._stop_by_signal)
+        signals.install()
+        self._task = self._loop.create_task(self._run(engine, spool, lock, signals), name="xqute")
 
     def _on_ended(self, job: Job) -> None:
         self._ended.append(job)
         self._news.set()
         self._progress.set()
 
-    async def _run(self, engine: Engine, spool: EventSpool, lock: WorkdirLock) -> None:
+    async def _run(
+        self, engine: Engine, spool: EventSpool, lock: WorkdirLock, signals: StopSignals
+    ) -> None:
         """Be there until all jobs have ended; then give everything back."""
         while engine.n_open or not self._is_closing:
             self._progress.clear()
@@ -397,7 +405,7 @@ class Xqute:
             spool.stop()
             await self.scheduler.close()
         finally:
-            self._signals.restore()
+            signals.restore()
             self.scheduler.driver = None
             lock.release()
             self._news.set()

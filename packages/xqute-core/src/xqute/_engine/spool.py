@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import errno
 import os
 import struct
@@ -127,19 +126,20 @@ def _open_inotify(folder: str) -> int | None:
     """Watch a folder for new names; None where that is not to be had."""
     if sys.platform != "linux":
         return None
+    import ctypes
+
     libc = ctypes.CDLL(None, use_errno=True)
     fd = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
     if fd < 0:
-        _log_no_inotify(folder)
+        _log_no_inotify(folder, ctypes.get_errno())
         return None
     if libc.inotify_add_watch(fd, os.fsencode(folder), _IN_CREATE | _IN_MOVED_TO) < 0:
-        _log_no_inotify(folder)
+        _log_no_inotify(folder, ctypes.get_errno())
         os.close(fd)
         return None
     return int(fd)
 
 
-def _log_no_inotify(folder: str) -> None:
-    number = ctypes.get_errno()
+def _log_no_inotify(folder: str, number: int) -> None:
     words = errno.errorcode.get(number, str(number))
     logger.debug("No inotify for %s (%s): it is listed instead", folder, words)

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Display", "LiveDisplay", "PlainDisplay", "Snapshot", "make_display"]
 
-#: A live display takes this part of a core at the most, and is drawn as often as people can see.
-_SHARE = 0.02
+#: A live display is drawn as often as people can see.
 _FRAME_S = 0.1
 #: Between two lines where there is no terminal.
 _LINE_S = 30.0
@@ -174,12 +173,10 @@ class LiveDisplay(Display):
     def _draw(self) -> None:
         if self._snapshot is None:
             return
-        began_s = time.perf_counter()
         with suppress(OSError):  # the terminal is gone: there is nobody to show it to
             if not self._live.is_started:
                 self._live.start()
             self._live.update(self._render(self._snapshot), refresh=True)
-        self.pause_s = max(_FRAME_S, (time.perf_counter() - began_s) / _SHARE)
 
     def _render(self, snapshot: Snapshot) -> RenderableType:
         from rich.progress_bar import ProgressBar

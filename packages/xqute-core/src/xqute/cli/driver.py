@@ -8,13 +8,11 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from simplug import NoSuchPlugin, SimplugException
 
-from ..defaults import JobErrorStrategy, JobStatus
+from ..defaults import JobStatus
 from ..errors import ConfigError, InvalidJobError, XquteError, XquteWarning
 from ..job import Job
 from ..xqute import Xqute
@@ -23,57 +21,16 @@ from .inputs import Command, Input
 from .output import File, Output
 from .report import Account, job_record
 from .runs import mark_latest, new_run_dir
+from .settings import Settings
 
-__all__ = ["Driver", "Settings"]
+__all__ = ["Driver"]
 
 #: How many jobs may be fed and not ended: enough for a backend to plan with. More would be folders
 #: for commands whose time has not come.
 _MOST_OPEN = 1000
+#: The display takes this part of a core at the most.
+_DISPLAY_SHARE = 0.02
 _STDOUT, _STDERR = 1, 2
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a run was asked to do; the options of `xqute run` under their own names.
-
-    Attributes:
-        workdir: None: a folder of its own below `.xqute/runs`.
-        retries: None: what fails is not tried again.
-        output: What of the jobs' output is passed on: "stdout", "both" or "none".
-    """
-
-    scheduler: str = "local"
-    forks: int = 1
-    workdir: str | None = None
-    retries: int | None = None
-    halt: bool = False
-    timeout: float = 0
-    cwd: str | None = None
-    env: Mapping[str, str] = field(default_factory=dict)
-    opt: Mapping[str, Any] = field(default_factory=dict)
-    plugin: tuple[str, ...] = ()
-    prescript: str = ""
-    postscript: str = ""
-    name: str | None = None
-    json: bool = False
-    output: str = "stdout"
-    keep_order: bool = False
-    quiet: bool = False
-
-    @property
-    def error_strategy(self) -> JobErrorStrategy:
-        """What a failure leads to. With both, halting is the run's and retrying each job's."""
-        if self.halt:
-            return JobErrorStrategy.HALT
-        return JobErrorStrategy.IGNORE if self.retries is None else JobErrorStrategy.RETRY
-
-    @property
-    def scheduler_opts(self) -> dict[str, Any]:
-        """The keywords of the scheduler: those that were set."""
-        named = {
-            name: getattr(self, name) for name in ("timeout", "cwd", "prescript", "postscript")
-        }
-        return {name: value for name, value in named.items() if value} | dict(self.opt)
 
 
 class Driver:
@@ -102,10 +59,9 @@ class Driver:
         """Run everything, tell how it ended, and give the exit code.
 
         Raises:
-            ConfigError: If a setting makes no sense, or there is nothing to run.
+            ConfigError: If a setting makes no sense, or there is nothing to run or to read it from.
             SchedulerError: If there is no such scheduler, or it cannot be used.
             WorkdirError: If the workdir cannot be used. In all these cases nothing was run.
-            OSError: If the commands cannot be read, and nothing was run.
         """
         xq = self._make_xqute()
         output = self._make_output(xq)
@@ -190,6 +146,8 @@ class Driver:
         most_open = max(_MOST_OPEN, 2 * self._settings.forks)
         try:
             async for command in self._commands:
+                if not xq.is_feeding():
+                    return
                 if isinstance(command, InvalidJobError):
                     self._is_invalid(xq, str(command))
                 else:
@@ -197,8 +155,6 @@ class Driver:
                 while len(self._open) >= most_open:
                     self._room.clear()
                     await self._room.wait()
-                if not xq.is_feeding():
-                    return
             if not self._n_fed and not self._n_invalid:
                 raise ConfigError("There is nothing to run: no command was given")
         finally:
@@ -214,7 +170,9 @@ class Driver:
         try:
             job = await xq.feed(fed, settings.env or None)
         except InvalidJobError as exc:
-            self._is_invalid(xq, f"{command.origin}: {str(exc).partition(': ')[2]}")
+            self._is_invalid(
+                xq, f"{command.origin}: {str(exc).removeprefix(f'Job {self._n_fed}: ')}"
+            )
             return
         self._n_fed += 1
         if job.driver is not None:  # else it has ended already
@@ -252,9 +210,12 @@ class Driver:
 
     async def _watch(self, xq: Xqute) -> None:
         """Show where the run is, as often as the display wants."""
+        took_s = 0.0
         while self._display.pause_s is not None:
-            await asyncio.sleep(self._display.pause_s)
+            await asyncio.sleep(max(self._display.pause_s, took_s / _DISPLAY_SHARE))
+            began_s = time.perf_counter()
             self._display.show(self._snapshot(xq))
+            took_s = time.perf_counter() - began_s
 
     def _snapshot(self, xq: Xqute) -> Snapshot:
         statuses = [job.status for job in self._open.values()]
@@ -275,7 +236,7 @@ class Driver:
         error = None if feeder.cancelled() else feeder.exception()
         if error is None:
             return ""
-        if not self._n_fed or not isinstance(error, XquteError | OSError):
+        if not self._n_fed or not isinstance(error, XquteError):
             raise error
         return str(error)
 

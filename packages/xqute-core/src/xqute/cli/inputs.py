@@ -13,7 +13,7 @@ from itertools import product
 from math import prod
 from typing import NamedTuple, Protocol
 
-from ..errors import InvalidJobError
+from ..errors import ConfigError, InvalidJobError
 from .template import Template, build_shell_command, plain_words
 
 __all__ = ["ArgumentInput", "Command", "Input", "LineInput"]
@@ -70,7 +70,7 @@ class LineInput:
     """Lines of a descriptor, read by a thread of its own so that nobody waits for them.
 
     Args:
-        fd: The descriptor; it stays open.
+        fd: The descriptor; it is not closed.
         template: Makes a command of each line; None: each line is a command for bash, and empty
             lines and those that begin with `#` are skipped.
         separator: What ends a line.
@@ -114,7 +114,7 @@ class LineInput:
         """Give the commands.
 
         Raises:
-            OSError: If the descriptor cannot be read.
+            ConfigError: If the descriptor cannot be read.
         """
         number = 0
         async for line in self._lines():
@@ -151,7 +151,7 @@ class LineInput:
             elif not ended:
                 await news.wait()
             elif self._error is not None:
-                raise self._error
+                raise ConfigError(f"{self._name} cannot be read: {self._error.strerror}")
             else:
                 return
 

@@ -22,6 +22,7 @@ EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
 _N_SHOWN = 10
 _N_LAST_LINES = 5
 _TAIL_BYTES = 8192
+_MOST_CHARS = 400
 
 _WORDS = {
     JobOutcome.SUCCEEDED: "succeeded",
@@ -63,6 +64,7 @@ class Account:
         self.error = ""
         self._outcomes: Counter[JobOutcome] = Counter()
         self._n_invalid = 0
+        self._n_given_up = 0
         self._failed: list[Job] = []
         self._invalid: list[str] = []
 
@@ -70,7 +72,9 @@ class Account:
         """Take the end of a job into account."""
         outcome = job.outcome or JobOutcome.LOST
         self._outcomes[outcome] += 1
-        self.n_retried += job.trial_count > 0
+        if job.trial_count:
+            self.n_retried += 1
+            self._n_given_up += outcome is JobOutcome.CANCELLED
         failed = outcome is not JobOutcome.SUCCEEDED and outcome not in _ON_REQUEST
         if failed and len(self._failed) < _N_SHOWN:
             self._failed.append(job)
@@ -147,7 +151,8 @@ class Account:
     def describe_end(self, workdir: str, wall_s: float) -> Line:
         """Tell the end of the run in one line."""
         counts = {word: self._outcomes[outcome] for outcome, word in _WORDS.items()}
-        counts["not begun"] += self.n_unfed
+        counts["not begun"] += self.n_unfed - self._n_given_up
+        counts["failed and not tried again"] = self._n_given_up
         counts["not a command"] = self._n_invalid
         parts = [f"{n:,} {word}" for word, n in counts.items() if n]
         text = f"{', '.join(parts) or 'nothing'} in {duration(wall_s)}"
@@ -189,4 +194,4 @@ def _last_lines(path: str) -> list[str]:
             data = file.read(_TAIL_BYTES)
     except OSError:
         return []
-    return os.fsdecode(data).splitlines()[-_N_LAST_LINES:]
+    return [line[:_MOST_CHARS] for line in os.fsdecode(data).splitlines()[-_N_LAST_LINES:]]

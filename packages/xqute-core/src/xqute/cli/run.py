@@ -7,37 +7,22 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from ..errors import InvalidJobError
-from ..wrapper import check_env
 from .display import Display, make_display
-from .driver import Driver, Settings
+from .driver import Driver
 from .inputs import ArgumentInput, Input, LineInput
 from .profile import FILE_NAME, load_profile
+from .settings import Settings, make_settings
 from .template import Template, TemplateError, check_syntax, parse_template
 
 __all__ = ["run"]
 
 _GROUP_MARK = ":::"
 _STDIN = 0
-#: What a scheduler is given by options of their own.
-_OWN_OPTIONS = {
-    "cwd": "--cwd",
-    "error_strategy": "--retries or --halt",
-    "forks": "--forks",
-    "jobname_prefix": "--name",
-    "num_retries": "--retries",
-    "postscript": "--postscript",
-    "prescript": "--prescript",
-    "timeout": "--timeout",
-    "workdir": "--workdir",
-}
-_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]*[1-9])?")
 
 
 class _RunCommand(click.Command):
@@ -72,7 +57,8 @@ class _RunCommand(click.Command):
         except click.BadParameter as exc:
             name = exc.param.name if exc.param is not None else None
             if name and ctx.get_parameter_source(name) is ParameterSource.DEFAULT_MAP:
-                exc.message += f" (in {FILE_NAME})"
+                message = f"{exc.message} (in {FILE_NAME})"
+                raise click.BadParameter(message, ctx, exc.param) from exc
             raise
 
     def _words(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -215,77 +201,18 @@ def run(ctx: click.Context, /, template: tuple[str, ...], **options: Any) -> int
     arguments follow :::, or are the lines of standard input. Without TEMPLATE each line is a
     command; empty lines and those that begin with # are skipped.
     """
-    settings = _make_settings(options)
-    with ExitStack() as stack:
-        commands = _make_input(stack, template, ctx.obj, settings, options)
-        title = " ".join(template) or "commands"
-        display = make_display(title, quiet=settings.quiet, progress=not options["no_progress"])
-        return asyncio.run(_drive(settings, commands, display))
+    settings = make_settings(options)
+    commands = _make_input(template, ctx.obj, settings, options)
+    title = " ".join(template) or "commands"
+    display = make_display(title, quiet=settings.quiet, progress=not options["no_progress"])
+    return asyncio.run(_drive(settings, commands, display))
 
 
 async def _drive(settings: Settings, commands: Input, display: Display) -> int:
     return await Driver(settings, commands, display).run()
 
 
-def _make_settings(options: dict[str, Any]) -> Settings:
-    """Check the options, and give them as settings.
-
-    Raises:
-        click.UsageError: If one makes no sense.
-    """
-    env = dict(options["env"])
-    for name, value in env.items():
-        try:
-            check_env(name, value)
-        except InvalidJobError as exc:
-            raise click.UsageError(str(exc)) from exc
-    opt: dict[str, Any] = {}
-    for name, text in options["opt"]:
-        if name in _OWN_OPTIONS:
-            raise click.UsageError(f"--opt {name}: use {_OWN_OPTIONS[name]}")
-        value = _as_value(text)
-        if name in opt:
-            before = opt[name]
-            value = [*before, value] if isinstance(before, list) else [before, value]
-        opt[name] = value
-    cwd = options["cwd"]
-    if cwd is not None and options["scheduler"] == "local":
-        if not os.path.isdir(cwd):
-            raise click.UsageError(f"--cwd {cwd}: there is no such folder")
-        cwd = os.path.abspath(cwd)
-    output = "none" if options["no_output"] else options["output"]
-    same = ("scheduler", "workdir", "retries", "halt", "timeout", "prescript", "postscript")
-    more = ("name", "json", "keep_order", "quiet")
-    return Settings(
-        **{name: options[name] for name in (*same, *more)},
-        forks=options["forks"] or _n_cpus(),
-        cwd=cwd,
-        env=env,
-        opt=opt,
-        plugin=options["plugin"],
-        output=output,
-    )
-
-
-def _as_value(text: str) -> Any:
-    """Give a number or a truth value for what reads, and would be written, exactly like one."""
-    if text in ("true", "false"):
-        return text == "true"
-    found = _NUMBER.fullmatch(text)
-    if found is None or text == "-0":
-        return text
-    return float(text) if found[2] else int(text)
-
-
-def _n_cpus() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS
-        return os.cpu_count() or 1
-
-
 def _make_input(
-    stack: ExitStack,
     words: tuple[str, ...],
     groups: list[list[str]] | None,
     settings: Settings,
@@ -297,13 +224,10 @@ def _make_input(
         click.UsageError: If that makes no sense.
     """
     file, separator = options["file"], b"\0" if options["null"] else b"\n"
-    # A start-up file or a function among the commands' own variables is for a shell to heed.
-    simple = not any(name.startswith("BASH") for name in settings.env)
-    direct = (
-        simple
-        and settings.scheduler == "local"
-        and not (settings.prescript or settings.postscript or settings.plugin)
-    )
+    # Code around a command, and variables that bash heeds, may mean more than the command's words.
+    code = settings.prescript or settings.postscript or settings.plugin
+    variables = any(name.startswith("BASH") for name in settings.env)
+    direct = settings.scheduler == "local" and not code and not variables
     template = None
     if words:
         n_groups = 1 if groups is None else len(groups)
@@ -328,7 +252,6 @@ def _make_input(
             fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as exc:
             raise click.UsageError(f"--file {file}: {exc.strerror}") from exc
-        stack.callback(os.close, fd)
     return LineInput(fd, template, separator=separator, direct=direct, name=name)
 
 

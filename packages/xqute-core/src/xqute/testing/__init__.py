@@ -44,7 +44,7 @@ def __getattr__(name: str) -> Any:
         import pytest
 
         # So that a broken promise shows what was there instead.
-        pytest.register_assert_rewrite(f"{__name__}._promises", f"{__name__}._rig")
+        pytest.register_assert_rewrite(f"{__name__}._promises")
         from ._contract import SchedulerContract
 
         return SchedulerContract

@@ -13,7 +13,7 @@ HARD_WORDS = (
     *("plain", 'say "hi"', "it's", "$HOME", "${HOME}", "`id`", "$(id)", "a\nb", "a\n", "\n", "\t"),
     *("", " ", "  two  blanks  ", "*", "?", "[a-z]", "{a,b}", "~", "-n", "-e", "--", "--help", "%"),
     *("%s", "\\", "\\n", "\\0", "!", "!!", "#", ";", "&", "&&", "|", "<", ">", "(", ")", "=", "a=b"),
-    *("é", "\u2028", "\U0001f600", "\udcff", "\udcc3\udc28", "\x01", "\x1b[0m", "\x7f", "\r\n"),
+    *("é", "\u2028", "\U0001f600", "\udcff", "\udcc3(", "\x01", "\x1b[0m", "\x7f", "\r\n"),
 )
 #: The longest argument that a system takes: 32 pages without the NUL at its end.
 LONGEST_ARGUMENT_BYTES = 131_071

@@ -1,0 +1,81 @@
+"""A scheduler with nothing but the three required methods keeps the contract, with inotify and without."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+
+import pytest
+
+from xqute import Scheduler
+from xqute._engine import spool
+from xqute.testing import SchedulerContract
+
+
+class ThreeMethodsScheduler(Scheduler):
+    """What a third party's first scheduler looks like; its processes are sessions of their own."""
+
+    name = "three"
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.processes = {}
+
+    async def submit_job(self, job):
+        process = subprocess.Popen(
+            ["bash", str(self.wrapped_job_script(job))],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self.processes[process.pid] = process
+        return process.pid
+
+    async def job_is_running(self, job):
+        process = self.processes.get(job.jid)
+        return process is not None and process.poll() is None
+
+    async def kill_job(self, job):
+        if job.jid not in self.processes:
+            return
+        loop = asyncio.get_running_loop()
+        ends_s = loop.time() + self.kill_grace_s
+        _signal_session(job.jid, signal.SIGTERM)
+        while await self.job_is_running(job) and loop.time() < ends_s:
+            await asyncio.sleep(0.01)
+        while _signal_session(job.jid, signal.SIGKILL):
+            await asyncio.sleep(0.01)
+
+
+def _signal_session(sid, sig):
+    """Signal all processes of a session; tell whether there were any."""
+    found = False
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/stat", encoding="latin-1") as file:
+                state, _, _, session = file.read().rpartition(")")[2].split()[:4]
+            if int(session) == sid and state not in "ZX":
+                found = True
+                os.kill(int(pid), sig)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+class TestThreeMethods(SchedulerContract):
+    def make_scheduler(self, workdir, **keywords):
+        return ThreeMethodsScheduler(workdir, **keywords)
+
+    @pytest.fixture(autouse=True)
+    def _reaped(self, monkeypatch):
+        """Nobody waits for what outlives a scheduler (a lost job's process); Popen warns of that."""
+        monkeypatch.setattr(subprocess.Popen, "__del__", lambda popen: None)
+
+
+class TestThreeMethodsWithoutInotify(TestThreeMethods):
+    @pytest.fixture(autouse=True)
+    def _without_inotify(self, monkeypatch):
+        monkeypatch.setattr(spool, "_open_inotify", lambda folder: None)
