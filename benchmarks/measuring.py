@@ -65,7 +65,7 @@ def run_process(
     cwd: Path,
     stdin: Path | None = None,
     env: Mapping[str, str] | None = None,
-    timeout_s: float = 900,
+    timeout_s: float = 300,
 ) -> Finished:
     """Run a program in a session of its own and time it from outside.
 
@@ -128,7 +128,7 @@ def run_driver(
     *arguments: str | float,
     cwd: Path,
     isolated: bool = False,
-    timeout_s: float = 900,
+    timeout_s: float = 300,
 ) -> tuple[dict[str, Any], float]:
     """Run one of `drivers/` and return what it measured, and its wall time from outside.
 

@@ -12,8 +12,8 @@ import os
 import sys
 import time
 
-from hyperqueue import Job, LocalCluster
-from hyperqueue.cluster import WorkerConfig
+from hyperqueue import Job, LocalCluster  # type: ignore[import-not-found]  # has its own venv
+from hyperqueue.cluster import WorkerConfig  # type: ignore[import-not-found]
 
 
 def _measure(count: int, cores: int) -> dict[str, float]:

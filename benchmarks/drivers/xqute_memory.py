@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import gc
 import json
-import os
 import resource
 import sys
 import tracemalloc
@@ -75,5 +74,4 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--jobs", type=int, required=True)
     parser.add_argument("--trace", action="store_true")
-    os.environ.setdefault("XQUTE_LOG_LEVEL", "WARNING")
     print(json.dumps(asyncio.run(_measure(parser.parse_args()))))

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import subprocess
+from typing import ClassVar
 
 import pytest
 
@@ -18,6 +19,7 @@ class ThreeMethodsScheduler(Scheduler):
     """What a third party's first scheduler looks like; its processes are sessions of their own."""
 
     name = "three"
+    started: ClassVar = []
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -32,6 +34,7 @@ class ThreeMethodsScheduler(Scheduler):
             start_new_session=True,
         )
         self.processes[process.pid] = process
+        self.started.append(process)
         return process.pid
 
     async def job_is_running(self, job):
@@ -70,9 +73,10 @@ class TestThreeMethods(SchedulerContract):
         return ThreeMethodsScheduler(workdir, **keywords)
 
     @pytest.fixture(autouse=True)
-    def _reaped(self, monkeypatch):
-        """Nobody waits for what outlives a scheduler (a lost job's process); Popen warns of that."""
-        monkeypatch.setattr(subprocess.Popen, "__del__", lambda popen: None)
+    def _reaped(self):
+        yield
+        while ThreeMethodsScheduler.started:
+            ThreeMethodsScheduler.started.pop().wait(10)
 
 
 class TestThreeMethodsWithoutInotify(TestThreeMethods):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -143,7 +144,8 @@ def job_processes(tmp_path):
     while (left := find()) and time.monotonic() < end_s:
         time.sleep(0.005)
     for pid in left:
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     assert not left, "processes of jobs were left running"
 
 

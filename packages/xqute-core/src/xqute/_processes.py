@@ -16,7 +16,7 @@ from . import _protocol
 from .job import Job
 from .utils import logger
 
-__all__ = ["ProcessTable", "kill_sessions", "signal_group"]
+__all__ = ["ProcessTable", "kill_sessions", "runs_script", "signal_group"]
 
 #: What a driver may ignore or block and a job must not inherit so.
 _DEFAULT_SIGNALS = [
@@ -247,6 +247,15 @@ def signal_group(pgid: int, sig: signal.Signals) -> None:
         pass
     except PermissionError as exc:
         logger.warning("Process group %d cannot be signalled: %s", pgid, exc)
+
+
+def runs_script(pid: int, script: str) -> bool:
+    """Tell whether a process is a shell that runs this script; False where there is no /proc."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return os.fsencode(script) in file.read().split(b"\0")
+    except OSError:
+        return False
 
 
 def kill_sessions(sessions: set[int]) -> None:

@@ -120,6 +120,17 @@ def read_start_claim(metadir: str, tag: str) -> StartClaim | None:
     return _REVOKED if _REVOKED_LINE.fullmatch(line) else None
 
 
+def read_start_claims(metadir: str) -> list[StartClaim]:
+    """Who holds the starts of all attempts of a job, revoked ones left out."""
+    try:
+        names = os.listdir(metadir)
+    except FileNotFoundError:
+        return []
+    tags = [name.removeprefix("job.start.") for name in names if name.startswith("job.start.")]
+    claims = [read_start_claim(metadir, tag) for tag in tags]
+    return [claim for claim in claims if claim is not None and not claim.revoked]
+
+
 def read_end_record(metadir: str, tag: str) -> EndRecord | None:
     """How the attempt ended; None: not settled, or the line is not (wholly) there."""
     match = _END_LINE.fullmatch(_read(end_claim_path(metadir, tag)))

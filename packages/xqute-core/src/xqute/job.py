@@ -135,6 +135,8 @@ class Job:
     cause = _Rare[str | None](None)
     reason = _Rare[str]("")
     adopted = _Rare[bool](False)
+    #: The last status that `Scheduler.polling_jobs` has called hooks for.
+    told_status = _Rare[JobStatus | None](None)
 
     def __init__(
         self,

@@ -28,6 +28,7 @@ from .defaults import (
     DEFAULT_SCHEDULER_FORKS,
     DEFAULT_SUBMISSION_BATCH,
     JOBCMD_WRAPPER_LANG,
+    RC_LOST,
     RC_NOT_SUBMITTED,
     JobCause,
     JobErrorStrategy,
@@ -491,6 +492,7 @@ class Scheduler(ABC):
             await hooks.acall("on_job_failed", self, job)
             return
         job.enter(JobStatus.SUBMITTED)
+        job.told_status = JobStatus.SUBMITTED
         await hooks.acall("on_job_submitted", self, job)
 
     async def kill_job_and_update_status(self, job: Job) -> None:
@@ -532,22 +534,28 @@ class Scheduler(ABC):
         hooks = self.hooks
         n_in_backend = n_ended = 0
         for job in jobs:
-            before = job._status
-            status = job.status
-            if status in _IN_BACKEND:
-                n_in_backend += 1
-                if status is JobStatus.RUNNING:
-                    await hooks.acall("on_job_polling", self, job, polling_counter)
+            told = job.current_status if job.told_status is None else job.told_status
+            if job.status in _IN_BACKEND and not await self.job_is_submitted_or_running(job):
+                self._settle_alone(job)
+            status = job.told_status = job.status
             n_ended += status in _ENDED
-            if status is before:
-                continue
-            if before is JobStatus.SUBMITTED:
+            n_in_backend += status in _IN_BACKEND
+            if told is JobStatus.SUBMITTED and status is not told:
                 await hooks.acall("on_job_started", self, job)
-            if status in _ENDED:
-                killed = before is JobStatus.KILLING
-                succeeded = "on_job_succeeded" if status is JobStatus.FINISHED else "on_job_failed"
-                await hooks.acall("on_job_killed" if killed else succeeded, self, job)
+            if status is JobStatus.RUNNING:
+                await hooks.acall("on_job_polling", self, job, polling_counter)
+            elif status in _ENDED and told not in _ENDED:
+                killed = told is JobStatus.KILLING
+                how = "on_job_succeeded" if status is JobStatus.FINISHED else "on_job_failed"
+                await hooks.acall("on_job_killed" if killed else how, self, job)
         return n_in_backend < self.forks if on == "submittable" else n_ended == len(jobs)
+
+    def _settle_alone(self, job: Job) -> None:
+        """The backend has the job no more: if it has not told its end, nobody will."""
+        if job.status in _IN_BACKEND:
+            tag = self.claim_tag(job)
+            cause = JobCause.DISAPPEARED
+            _protocol.write_end(job.local_dir, tag, RC_LOST, JobStatus.FAILED, cause)
 
     async def kill_running_jobs(self, jobs: Sequence[Job]) -> None:
         """Kill those of the jobs that are in the backend, hooks included."""

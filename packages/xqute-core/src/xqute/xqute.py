@@ -251,7 +251,7 @@ class Xqute:
 
     async def stop_feeding(self) -> None:
         """Feed no more, and return when all jobs have ended."""
-        if not self._keep_feeding:
+        if not self._keep_feeding and not self._is_stopping:
             logger.error("stop_feeding() without run_until_complete(keep_feeding=True): ignored")
             return
         await self._finish()

@@ -128,21 +128,24 @@ def parse_template(
         TemplateError: If a value could not become exactly one word, or a number has no group.
     """
     place = re.compile(f"{re.escape(replaced)}()") if replaced else _PLACE
-    used = [_number(found) for word in words for found in place.finditer(word)]
-    for number in used:
+    last = replaced or "{}"
+    for found in place.finditer(" ".join(words)):
+        number = _number(found)
         if number is not None and not 0 <= number < n_groups:
-            raise TemplateError(f"{{{number + 1}}} is used, but groups of arguments: {n_groups}")
-    if not used:
-        last = replaced or "{}"
-        words = [*words, last] if len(words) > 1 else [f"{words[0]} {last}"]
+            raise TemplateError(f"{found[0]} is used, but groups of arguments: {n_groups}")
     if len(words) > 1:
-        return _WordsTemplate(words, place)
-    first, *others = words[0].split()
+        return _WordsTemplate(words if any(map(place.search, words)) else [*words, last], place)
+    line = words[0]
+    pieces = _cut(line, place)
+    if not any(isinstance(piece, _Place) for piece in pieces):
+        line = f"{line} {last}"
+        pieces = _cut(line, place)
+    first, *others = line.split()
     if direct and n_groups == 1 and others and not place.search(first):
-        plain = plain_words(place.sub("x", words[0]))
+        plain = plain_words(place.sub("x", line))
         if plain is not None:
             return _WordsTemplate([first, *others], place)
-    return _ShellTemplate(_cut(words[0], place))
+    return _ShellTemplate(pieces)
 
 
 def plain_words(line: str) -> tuple[str, ...] | None:

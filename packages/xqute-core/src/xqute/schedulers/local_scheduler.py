@@ -11,13 +11,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .. import _protocol
-from .._processes import ProcessTable, kill_sessions, signal_group
-from ..defaults import JOBCMD_WRAPPER_LANG
+from .._processes import ProcessTable, kill_sessions, runs_script, signal_group
+from ..defaults import JOBCMD_WRAPPER_LANG, JobCause, JobStatus
 from ..errors import SubmitError, XquteWarning
 from ..job import Job
 from ..scheduler import BackendState, Phase, Scheduler
 
 __all__ = ["LocalScheduler"]
+
+#: A death by signal n is told as this plus n.
+_SIGNAL_BASE = 128
 
 
 class LocalScheduler(Scheduler):
@@ -76,19 +79,24 @@ class LocalScheduler(Scheduler):
     def _on_exit(self, pid: int, job: Job, rc: int | None) -> None:
         if self._report is not None:
             self._report(job, BackendState(Phase.ENDED, rc, jid=pid))
+        elif rc is not None and rc > _SIGNAL_BASE:
+            # Nobody watches, and a wrapper that was killed has told nothing.
+            tag = self.claim_tag(job)
+            _protocol.write_end(job.local_dir, tag, rc, JobStatus.FAILED, JobCause.SIGNAL)
 
     async def job_is_running(self, job: Job) -> bool:
-        """Tell whether the wrapper of the job still runs."""
+        """Tell whether the wrapper of the job still runs, whoever has started it."""
         pid = _as_pid(job.jid)
         if pid is None:
             return False
         mine = self._table.is_running(pid, job)
         if mine is not None:
             return mine
-        claim = _protocol.read_start_claim(job.local_dir, self.claim_tag(job))
-        if claim is None or claim.revoked or claim.pid != pid:
-            return False
-        return _protocol.claim_is_alive(claim) is True
+        claims = _protocol.read_start_claims(job.local_dir)
+        if any(claim.pid == pid and _protocol.claim_is_alive(claim) for claim in claims):
+            return True
+        # It may be about to claim its start.
+        return runs_script(pid, f"{self._mounted_workdir}/{job.index}/job.wrapped.{self.name}")
 
     async def kill_job(self, job: Job) -> None:
         """End a job: TERM, the grace period, KILL; return when it is gone."""

@@ -1,0 +1,397 @@
+"""Plugins that take matters into their own hands: statuses set, jobs submitted and killed by themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+
+import pytest
+
+from xqute import JobOutcome, JobStatus, Scheduler, Xqute, plugin
+
+pytestmark = pytest.mark.usefixtures("job_processes")
+
+
+def hooks(**implementations):
+    """A plugin of asynchronous functions `(scheduler, job)`."""
+    body = {"name": "acting"}
+    for name, function in implementations.items():
+        function.__name__ = name
+        body[name] = plugin.impl(function)
+    return type("Acting", (), body)()
+
+
+# --- on_job_submitting --------------------------------------------------------------------------
+
+
+async def test_false_from_on_job_submitting_cancels_the_job(tmp_path, recorder):
+    async def veto(scheduler, job):
+        return False if job.index == 1 else None
+
+    xq = Xqute(workdir=tmp_path, plugins=[recorder, hooks(on_job_submitting=veto)])
+    jobs = [await xq.put("true") for _ in range(3)]
+    await xq.run_until_complete()
+    assert [job.outcome for job in jobs] == [
+        JobOutcome.SUCCEEDED,
+        JobOutcome.CANCELLED,
+        JobOutcome.SUCCEEDED,
+    ]
+    assert not (jobs[1].metadir / "job.wrapped.local").exists()
+    assert recorder.hooks(1) == ["init", "queued", "submitting"]
+
+
+async def test_one_false_is_enough_whatever_others_say(tmp_path):
+    async def yes(scheduler, job):
+        return True
+
+    async def no(scheduler, job):
+        return False
+
+    one, two, three = (hooks(on_job_submitting=f) for f in (yes, no, yes))
+    one.name, two.name, three.name = "one", "two", "three"
+    xq = Xqute(workdir=tmp_path, plugins=[one, two, three])
+    job = await xq.put("true")
+    await xq.run_until_complete()
+    assert job.outcome is JobOutcome.CANCELLED
+
+
+@pytest.mark.parametrize("answer", [None, True])
+async def test_none_and_true_let_the_job_go(tmp_path, answer):
+    async def say(scheduler, job):
+        return answer
+
+    xq = Xqute(workdir=tmp_path, plugins=[hooks(on_job_submitting=say)])
+    job = await xq.put("true")
+    await xq.run_until_complete()
+    assert job.outcome is JobOutcome.SUCCEEDED
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome"),
+    [(JobStatus.FINISHED, JobOutcome.SUCCEEDED), (JobStatus.FAILED, JobOutcome.FAILED)],
+)
+async def test_a_cached_job_is_done_with_the_status_that_the_plugin_set(tmp_path, status, outcome):
+    async def cached(scheduler, job):
+        if job.index != 1:
+            return None
+        job.status = status
+        return False
+
+    xq = Xqute(workdir=tmp_path, plugins=[hooks(on_job_submitting=cached)])
+    jobs = [await xq.put(["touch", tmp_path / f"ran{n}"]) for n in range(3)]
+    await xq.run_until_complete()
+    assert (jobs[1].status, jobs[1].outcome) == (status, outcome)
+    assert sorted(path.name for path in tmp_path.glob("ran*")) == ["ran0", "ran2"]
+
+
+async def test_a_cached_job_keeps_the_files_and_rc_of_the_run_before(tmp_path):
+    first = Xqute(workdir=tmp_path)
+    await first.put("echo result")
+    await first.run_until_complete()
+
+    async def cached(scheduler, job):
+        if job.rc == 0:
+            job.status = JobStatus.FINISHED
+            return False
+        return None
+
+    second = Xqute(workdir=tmp_path, plugins=[hooks(on_job_submitting=cached)])
+    job = await second.put("echo other")
+    await second.run_until_complete()
+    assert (job.rc, job.status) == (0, JobStatus.FINISHED)
+    assert job.stdout_file.read_text() == "result\n"
+
+
+async def test_a_job_that_a_plugin_submits_by_itself_is_watched(tmp_path, recorder):
+    async def submit(scheduler, job):
+        job.jid = await scheduler.submit_job(job)
+        job.status = JobStatus.SUBMITTED
+        return False
+
+    xq = Xqute(workdir=tmp_path, plugins=[recorder, hooks(on_job_submitting=submit)], forks=2)
+    jobs = [await xq.put(["bash", "-c", f"echo {n}; exit {n}"]) for n in range(3)]
+    await asyncio.wait_for(xq.run_until_complete(), 15)
+    assert [job.rc for job in jobs] == [0, 1, 2]
+    assert [job.stdout_file.read_text() for job in jobs] == ["0\n", "1\n", "2\n"]
+    assert all(job.jid_file.read_text().strip() == str(job.jid) for job in jobs)
+    assert recorder.hooks(0)[-2:] == ["started", "succeeded"]
+    assert recorder.hooks(1)[-2:] == ["started", "failed"]
+
+
+async def test_a_job_that_a_plugin_starts_as_a_process_of_its_own_is_watched(tmp_path):
+    processes = []
+
+    async def submit(scheduler, job):
+        process = await asyncio.create_subprocess_exec(
+            "/bin/bash", str(scheduler.wrapped_job_script(job)), start_new_session=True
+        )
+        processes.append(process)
+        job.jid = process.pid
+        job.status = JobStatus.SUBMITTED
+        return False
+
+    xq = Xqute(workdir=tmp_path, plugins=[hooks(on_job_submitting=submit)])
+    jobs = [await xq.put("sleep 0.3"), await xq.put(["bash", "-c", "exit 6"])]
+    await asyncio.wait_for(xq.run_until_complete(), 20)
+    for process in processes:
+        await process.wait()
+    assert [job.outcome for job in jobs] == [JobOutcome.SUCCEEDED, JobOutcome.FAILED]
+    assert [job.rc for job in jobs] == [0, 6]
+
+
+async def test_a_job_that_a_plugin_has_submitted_can_be_killed(tmp_path, until, job_processes):
+    async def submit(scheduler, job):
+        job.jid = await scheduler.submit_job(job)
+        job.status = JobStatus.SUBMITTED
+        return False
+
+    xq = Xqute(workdir=tmp_path, plugins=[hooks(on_job_submitting=submit)])
+    job = await xq.put("sleep 60")
+    await until(lambda: job.status == JobStatus.RUNNING)
+    xq.cancel()
+    await asyncio.wait_for(xq.run_until_complete(), 15)
+    assert job.outcome is JobOutcome.KILLED
+    assert job_processes() == []
+
+
+# --- statuses set while the backend has the job -------------------------------------------------
+
+
+class Remote(Scheduler):
+    """A backend that only a plugin can tell about."""
+
+    name = "remote"
+
+    async def submit_job(self, job):
+        return f"remote-{job.index}"
+
+    async def kill_job(self, job):
+        pass
+
+    async def job_is_running(self, job):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome"),
+    [(JobStatus.FINISHED, JobOutcome.SUCCEEDED), (JobStatus.FAILED, JobOutcome.FAILED)],
+)
+async def test_a_terminal_status_set_from_outside_sticks_and_ends_the_watching(
+    tmp_path, until, recorder, status, outcome
+):
+    xq = Xqute(Remote, workdir=tmp_path, plugins=[recorder])
+    job = await xq.put("true")
+    other = await xq.put("true")
+    await until(lambda: job.status == JobStatus.SUBMITTED)
+    job.status = JobStatus.RUNNING
+    assert job.status is JobStatus.RUNNING
+    job.status = status
+    await asyncio.wait_for(job.wait(), 5)
+    assert (job.status, job.outcome) == (status, outcome)
+    await until(lambda: other.status == JobStatus.SUBMITTED)
+    other.status = JobStatus.FINISHED
+    await asyncio.wait_for(xq.run_until_complete(), 5)
+    last = "succeeded" if status == JobStatus.FINISHED else "failed"
+    assert recorder.hooks(0)[-2:] == ["started", last]
+    assert job.status is status
+
+
+async def test_a_status_set_by_a_polling_plugin_ends_the_watching(tmp_path):
+    async def poll(scheduler, job):
+        job.status = JobStatus.FINISHED
+
+    async def started(scheduler, job):
+        job.status = JobStatus.RUNNING
+
+    xq = Xqute(
+        Remote,
+        workdir=tmp_path,
+        plugins=[hooks(on_job_polling=poll, on_job_submitted=started)],
+    )
+    job = await xq.put("true")
+    await asyncio.wait_for(xq.run_until_complete(), 10)
+    assert (job.status, job.outcome) == (JobStatus.FINISHED, JobOutcome.SUCCEEDED)
+
+
+async def test_a_failure_that_a_plugin_sets_is_tried_again_under_retry(tmp_path, until):
+    xq = Xqute(Remote, workdir=tmp_path, error_strategy="retry", num_retries=1)
+    job = await xq.put("true")
+    for trial in range(2):
+        await until(lambda: (job.status, job.trial_count) == (JobStatus.SUBMITTED, trial))  # noqa: B023
+        job.status = JobStatus.FAILED
+    await asyncio.wait_for(xq.run_until_complete(), 5)
+    assert (job.trial_count, job.outcome) == (1, JobOutcome.FAILED)
+
+
+# --- on_job_killing -----------------------------------------------------------------------------
+
+
+async def test_a_plugin_that_kills_by_itself_and_returns_false_ends_the_job(
+    tmp_path, until, job_processes
+):
+    async def kill(scheduler, job):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(int(job.jid), signal.SIGTERM)
+        return False
+
+    xq = Xqute(workdir=tmp_path, plugins=[hooks(on_job_killing=kill)])
+    job = await xq.put("sleep 60")
+    await until(lambda: job.status == JobStatus.RUNNING)
+    xq.cancel()
+    await asyncio.wait_for(xq.run_until_complete(), 15)
+    assert job.outcome is JobOutcome.KILLED
+    assert job_processes() == []
+
+
+async def test_a_plugin_that_kills_by_itself_and_sets_a_terminal_status_is_believed(
+    tmp_path, until, job_processes
+):
+    async def kill(scheduler, job):
+        await scheduler.kill_job(job)
+        job.status = JobStatus.FINISHED
+        return False
+
+    xq = Xqute(workdir=tmp_path, plugins=[hooks(on_job_killing=kill)])
+    job = await xq.put("sleep 60")
+    await until(lambda: job.status == JobStatus.RUNNING)
+    xq.cancel()
+    await asyncio.wait_for(xq.run_until_complete(), 15)
+    assert job.status is JobStatus.FINISHED
+    assert job_processes() == []
+
+
+async def test_a_job_whose_killing_is_refused_is_watched_on(tmp_path, until, gate):
+    asked = []
+
+    async def refuse(scheduler, job):
+        asked.append(job)
+        return False
+
+    xq = Xqute(workdir=tmp_path, plugins=[hooks(on_job_killing=refuse)])
+    job = await xq.put(gate.command("exit 3"))
+    await until(lambda: job.status == JobStatus.RUNNING)
+    xq.cancel()
+    await until(lambda: asked)
+    assert job.outcome is None
+    gate.open()
+    await xq.run_until_complete()
+    assert (job.rc, job.outcome, job.status) == (3, JobOutcome.FAILED, JobStatus.FAILED)
+
+
+async def test_a_refused_kill_can_be_asked_for_again(tmp_path, until):
+    asked = []
+
+    async def not_yet(scheduler, job):
+        asked.append(job)
+        return False if len(asked) == 1 else None
+
+    xq = Xqute(workdir=tmp_path, plugins=[hooks(on_job_killing=not_yet)])
+    job = await xq.put("sleep 60")
+    await until(lambda: job.status == JobStatus.RUNNING)
+    first = asyncio.create_task(xq.scheduler.kill_job_and_update_status(job))
+    await until(lambda: asked)
+    xq.cancel()
+    await asyncio.wait_for(xq.run_until_complete(), 10)
+    await asyncio.wait_for(first, 10)
+    assert job.outcome is JobOutcome.KILLED
+
+
+# --- on_shutdown --------------------------------------------------------------------------------
+
+
+async def test_false_from_on_shutdown_leaves_the_stopping_to_the_plugin(tmp_path, until, gate):
+    class Stops:
+        name = "stops"
+
+        @plugin.impl
+        def on_shutdown(self, xqute, sig):
+            return False
+
+    xq = Xqute(workdir=tmp_path, plugins=[Stops()])
+    running, waiting = await xq.put(gate.command()), await xq.put("true")
+    await until(lambda: running.status == JobStatus.RUNNING)
+    xq.cancel()
+    task = asyncio.create_task(xq.run_until_complete())
+    await until(lambda: waiting.outcome is not None)
+    assert running.outcome is None
+    gate.open()
+    await task
+    assert (running.outcome, waiting.outcome) == (JobOutcome.SUCCEEDED, JobOutcome.CANCELLED)
+
+
+# --- terminal hooks that judge ------------------------------------------------------------------
+
+
+async def test_finished_to_failed_in_on_job_succeeded_makes_it_a_failure(tmp_path, recorder):
+    async def judge(scheduler, job):
+        job.status = JobStatus.FAILED
+
+    xq = Xqute(workdir=tmp_path, plugins=[recorder, hooks(on_job_succeeded=judge)])
+    job = await xq.put("true")
+    await xq.run_until_complete()
+    assert (job.status, job.outcome) == (JobStatus.FAILED, JobOutcome.FAILED)
+    assert job.prev_status is JobStatus.FINISHED
+    assert recorder.hooks()[-2:] == ["succeeded", "failed"]
+    assert recorder.calls[-1][2] is JobStatus.FAILED
+
+
+async def test_such_a_failure_is_tried_again_under_retry(tmp_path, recorder):
+    async def judge(scheduler, job):
+        if job.trial_count < 2:
+            job.status = JobStatus.FAILED
+
+    xq = Xqute(
+        workdir=tmp_path,
+        plugins=[recorder, hooks(on_job_succeeded=judge)],
+        error_strategy="retry",
+        num_retries=3,
+    )
+    job = await xq.put(["bash", "-c", "echo $XQUTE_JOB_TRIAL"])
+    await xq.run_until_complete()
+    assert (job.status, job.outcome, job.trial_count) == (
+        JobStatus.FINISHED,
+        JobOutcome.SUCCEEDED,
+        2,
+    )
+    failed = [(status, trial) for hook, _, status, trial in recorder.calls if hook == "failed"]
+    assert failed == [(JobStatus.RETRYING, 0), (JobStatus.RETRYING, 1)]
+    assert (job.retry_dir / "1" / "job.stdout").read_text() == "1\n"
+
+
+async def test_such_a_failure_halts_the_run_under_halt(tmp_path):
+    async def judge(scheduler, job):
+        job.status = JobStatus.FAILED
+
+    xq = Xqute(workdir=tmp_path, plugins=[hooks(on_job_succeeded=judge)], error_strategy="halt")
+    job, waiting = await xq.put("true"), await xq.put("true")
+    await xq.run_until_complete()
+    assert xq.halted_by is job
+    assert waiting.outcome is JobOutcome.CANCELLED
+
+
+async def test_a_failure_may_be_forgiven_in_on_job_failed(tmp_path):
+    async def forgive(scheduler, job):
+        job.status = JobStatus.FINISHED
+
+    for strategy in ("ignore", "retry", "halt"):
+        xq = Xqute(
+            workdir=tmp_path / strategy,
+            plugins=[hooks(on_job_failed=forgive)],
+            error_strategy=strategy,
+        )
+        jobs = [await xq.put("false"), await xq.put("true")]
+        await xq.run_until_complete()
+        assert [job.status for job in jobs] == [JobStatus.FINISHED] * 2
+        assert (jobs[0].trial_count, xq.halted_by) == (0, None)
+
+
+async def test_a_retry_may_be_called_off_in_on_job_failed(tmp_path):
+    async def enough(scheduler, job):
+        job.status = JobStatus.FAILED
+
+    xq = Xqute(workdir=tmp_path, plugins=[hooks(on_job_failed=enough)], error_strategy="retry")
+    job = await xq.put("false")
+    await xq.run_until_complete()
+    assert (job.trial_count, job.status, job.outcome) == (0, JobStatus.FAILED, JobOutcome.FAILED)
