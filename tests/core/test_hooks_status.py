@@ -215,14 +215,13 @@ async def test_a_status_set_by_a_polling_plugin_ends_the_watching(tmp_path):
     assert (job.status, job.outcome) == (JobStatus.FINISHED, JobOutcome.SUCCEEDED)
 
 
-async def test_a_failure_that_a_plugin_sets_is_tried_again_under_retry(tmp_path, until):
-    xq = Xqute(Remote, workdir=tmp_path, error_strategy="retry", num_retries=1)
+async def test_a_failure_set_from_outside_sticks_under_retry_too(tmp_path, until):
+    xq = Xqute(Remote, workdir=tmp_path, error_strategy="retry")
     job = await xq.put("true")
-    for trial in range(2):
-        await until(lambda: (job.status, job.trial_count) == (JobStatus.SUBMITTED, trial))  # noqa: B023
-        job.status = JobStatus.FAILED
+    await until(lambda: job.status == JobStatus.SUBMITTED)
+    job.status = JobStatus.FAILED
     await asyncio.wait_for(xq.run_until_complete(), 5)
-    assert (job.trial_count, job.outcome) == (1, JobOutcome.FAILED)
+    assert (job.trial_count, job.status, job.outcome) == (0, JobStatus.FAILED, JobOutcome.FAILED)
 
 
 # --- on_job_killing -----------------------------------------------------------------------------

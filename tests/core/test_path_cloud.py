@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import os
 import pickle
 from pathlib import Path, PurePosixPath
@@ -343,6 +344,19 @@ def test_the_other_side_in_the_same_cloud_gets_the_client_unless_it_has_one(sche
 def test_the_other_side_in_another_cloud_does_not_get_the_client():
     path = SpecPath("gs://b/c", mounted="s3://m/c", client=make_client("gs"))
     assert path.mounted._client is None
+
+
+def test_a_search_does_not_end_the_client_that_it_shares(scheme, router, monkeypatch):
+    ended = []
+    client = make_client(scheme, 3)
+    client_class = CLOUDS[scheme][3]
+    mortal = type("Mortal", (client_class,), {"__del__": lambda _: ended.append(1)})
+    monkeypatch.setattr(client, "__class__", mortal)
+    monkeypatch.setattr(mortal, "_list_dir", lambda self, path, recursive: [(path / "x", False)])
+    path = router(f"{scheme}://b/c", client=client)
+    assert [str(child) for child in path.iterdir()] == [f"{scheme}://b/c/x"]
+    gc.collect()
+    assert not ended
 
 
 def test_a_client_of_another_cloud_is_refused(scheme, router):

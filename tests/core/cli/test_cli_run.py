@@ -8,6 +8,7 @@ import random
 import resource
 import select
 import signal
+import subprocess
 import time
 
 import pytest
@@ -185,9 +186,9 @@ def test_output_comes_when_a_job_ends_and_with_keep_order_in_the_order_of_the_in
         for name in "ab":
             (tmp_path / f"{name}.go").unlink(missing_ok=True)
         process = cli.start("run", "-j2", *options, command, ":::", "a", "b")
-        wait_for(lambda: (cli.latest / "1" / "job.stdout").exists())
+        wait_for((cli.latest / "1" / "job.stdout").exists)
         (tmp_path / "b.go").touch()
-        wait_for(lambda: (cli.latest / "1" / "job.rc").exists())
+        wait_for((cli.latest / "1" / "job.rc").exists)
         if not options:
             assert read_within(process.stdout) == b"b\n"
         (tmp_path / "a.go").touch()
@@ -271,22 +272,16 @@ def test_lines_without_end_fill_neither_memory_nor_disk(cli):
     def limit():
         resource.setrlimit(resource.RLIMIT_AS, (1_500_000_000, 1_500_000_000))
 
-    yes = cli.start(
-        "run", "--no-output", "sleep 60; : {}", stdin=subprocess_yes(), preexec_fn=limit
-    )
-    wait_for(lambda: (cli.latest / "999").exists())
-    yes.send_signal(signal.SIGINT)
-    _, stderr = yes.communicate(timeout=30)
-    assert yes.returncode == 130
+    with subprocess.Popen(["yes"], stdout=subprocess.PIPE) as yes:
+        command = ("run", "--no-output", "sleep 60; : {}")
+        process = cli.start(*command, stdin=yes.stdout, preexec_fn=limit)
+        wait_for((cli.latest / "999").exists)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=30)
+        yes.kill()
+    assert process.returncode == 130
     assert b"not begun" in stderr
     assert len(list(cli.latest.glob("[0-9]*"))) <= 1001
-
-
-def subprocess_yes():
-    """A descriptor from which lines come for ever."""
-    import subprocess
-
-    return subprocess.Popen(["yes"], stdout=subprocess.PIPE).stdout
 
 
 def test_many_lines_are_all_run_and_counted(cli):

@@ -272,7 +272,7 @@ def locale_folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.needs("localedef")
+@pytest.mark.needs("localedef", "locale-gen")
 @pytest.mark.parametrize(
     "way", [{}, {"timeout_s": 60.5}, {"prescript": "echo '\udc81'\\''\udc81|' >&2"}]
 )

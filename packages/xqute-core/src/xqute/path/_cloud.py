@@ -98,7 +98,7 @@ def _listing_class(client_class: type[Any]) -> type[Any]:
             return self.path_class("/".join([str(cloud_path), *parts]), client=self)
 
         def __del__(self) -> None:
-            """Leave the shared cache alone."""
+            """Leave everything alone: it is shared."""
 
     return Listing
 

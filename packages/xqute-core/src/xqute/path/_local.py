@@ -391,30 +391,25 @@ class _LocalSide(LocalPath):
         """Rename as `pathlib` does.
 
         Returns:
-            The target: itself if it is a local path of this kind, and so with both its sides; else
-            a path of this class with that text on both sides.
+            The target as a path of this class: with both its sides if it is of this kind, else with
+            that text on both.
 
         Raises:
             TypeError: The target is a cloud path.
         """
         self._check_local(target)
         os.rename(self, target)
-        return self._arrived(target)
+        return type(self)(target)
 
     def replace(self, target: Any) -> Self:
         """Replace as `pathlib` does; see `rename` for what is returned."""
         self._check_local(target)
         os.replace(self, target)
-        return self._arrived(target)
+        return type(self)(target)
 
     def _check_local(self, target: Any) -> None:
         if hasattr(target, "cloud_prefix"):
             raise TypeError(f"cannot rename {self.fspath!r} to {str(target)!r}: copy it there")
-
-    def _arrived(self, target: Any) -> Self:
-        if isinstance(target, _LocalSide) and target._kind is self._kind:
-            return target  # type: ignore[return-value]
-        return self.with_segments(target)
 
     @property
     def fspath(self) -> str:
