@@ -273,6 +273,8 @@ def test_what_is_no_segment_is_a_type_error(scheme, router):
         for segment in (1, None, router(f"{scheme}://c")):
             with pytest.raises(TypeError):
                 path / segment
+            with pytest.raises(TypeError):
+                path.joinpath("x", segment)
 
 
 def test_the_root_cannot_be_changed_from_the_left(scheme, router):

@@ -249,13 +249,20 @@ def signal_group(pgid: int, sig: signal.Signals) -> None:
         logger.warning("Process group %d cannot be signalled: %s", pgid, exc)
 
 
-def runs_script(pid: int, script: str) -> bool:
+async def runs_script(pid: int, script: str) -> bool:
     """Tell whether a process is a shell that runs this script; False where there is no /proc."""
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return os.fsencode(script) in file.read().split(b"\0")
-    except OSError:
-        return False
+    words: list[bytes] = []
+    for _ in range(20):
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                words = file.read().split(b"\0")
+        except OSError:
+            return False
+        if words != [b""] or _protocol.process_state(pid) == "Z":
+            break
+        # It is just being executed, and has no words yet (a kernel thread never has any).
+        await asyncio.sleep(0.002)
+    return os.fsencode(script) in words
 
 
 def kill_sessions(sessions: set[int]) -> None:

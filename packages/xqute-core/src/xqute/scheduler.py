@@ -11,12 +11,11 @@ import asyncio
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from enum import Enum, auto
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from . import _protocol, wrapper
+from . import _standalone, wrapper
 from .defaults import (
     DEFAULT_ERROR_STRATEGY,
     DEFAULT_FIRST_RECHECK_S,
@@ -28,13 +27,11 @@ from .defaults import (
     DEFAULT_SCHEDULER_FORKS,
     DEFAULT_SUBMISSION_BATCH,
     JOBCMD_WRAPPER_LANG,
-    RC_LOST,
-    RC_NOT_SUBMITTED,
     JobCause,
     JobErrorStrategy,
     JobStatus,
 )
-from .errors import ConfigError, InvalidJobError, WorkdirError
+from .errors import ConfigError, WorkdirError
 from .job import Job
 from .path import SpecPath
 from .plugin import HookTable, snapshot
@@ -47,9 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BackendState", "Phase", "Scheduler", "Submission"]
 
-_ENDED = (JobStatus.FINISHED, JobStatus.FAILED)
 _NEVER_RAN = "the backend says that it failed without having run"
-_IN_BACKEND = (JobStatus.SUBMITTED, JobStatus.RUNNING, JobStatus.KILLING)
 
 
 class Phase(Enum):
@@ -122,7 +117,7 @@ class Scheduler(ABC):
     """
 
     #: The entry-point name; also the ending of the wrapper's file name.
-    name: ClassVar[str]
+    name: ClassVar[str] = ""
     job_class: ClassVar[type[Job]] = Job
     #: The version of this interface that a scheduler was written for.
     core_api_version: ClassVar[int] = 1
@@ -173,6 +168,8 @@ class Scheduler(ABC):
         resources: Any = None,
         **config: Any,
     ) -> None:
+        if not self.name:
+            raise ConfigError(f"{type(self).__qualname__} has no name")
         mounted_workdir = config.pop("mounted_workdir", None)
         self.forks = _at_least(1, "forks", forks)
         self.num_retries = _at_least(0, "num_retries", num_retries)
@@ -459,57 +456,21 @@ class Scheduler(ABC):
         """Give the seconds after its start until a job is ended; 0: no limit."""
         return self.timeout if job.timeout is None else job.timeout
 
-    # --- one job at a time, without an engine --------------------------------------------------
+    # --- one job at a time, without an engine: see `_standalone` -------------------------------
 
     async def submit_job_and_update_status(self, job: Job) -> None:
         """Submit a job unless it is in the backend already; hooks included.
 
         A failure to submit is told in ``job.stderr``, as rc -2 and as FAILED; it does not raise.
         """
-        if await self.job_is_submitted_or_running(job):
-            logger.info("%s: %r is already submitted or running", self.name, job)
-            return
-        hooks = self.hooks
-        if False in await hooks.acall("on_job_submitting", self, job):
-            return
-        job.clean()
-        # Nothing of an earlier submission runs any more: its claims are void.
-        for path in (
-            _protocol.start_claim_path(job.local_dir, self.claim_tag(job)),
-            _protocol.end_claim_path(job.local_dir, self.claim_tag(job)),
-        ):
-            with suppress(FileNotFoundError):
-                os.unlink(path)
-        try:
-            if not job.cmd:
-                raise InvalidJobError(f"Job {job.index} has an empty command")
-            job.jid = await self.submit_job(job)
-        except Exception as exc:  # noqa: BLE001  # told in the job's stderr
-            logger.error("%s: %r could not be submitted: %s", self.name, job, exc)
-            job.write_file("job.stderr", f"{type(exc).__name__}: {exc}\n")
-            job.write_file("job.rc", str(RC_NOT_SUBMITTED))
-            job.enter(JobStatus.FAILED)
-            await hooks.acall("on_job_failed", self, job)
-            return
-        job.enter(JobStatus.SUBMITTED)
-        job.told_status = JobStatus.SUBMITTED
-        await hooks.acall("on_job_submitted", self, job)
+        await _standalone.submit(self, job)
 
     async def kill_job_and_update_status(self, job: Job) -> None:
         """Kill a job, hooks included, and return when the backend has been asked.
 
         Where a run drives the job, this is a request to that run.
         """
-        if self.driver is not None and self.driver.drives(job):
-            await self.driver.kill(job)
-            return
-        hooks = self.hooks
-        if False in await hooks.acall("on_job_killing", self, job):
-            return
-        job.enter(JobStatus.KILLING)
-        await self.kill_job(job)
-        job.enter(JobStatus.FINISHED)
-        await hooks.acall("on_job_killed", self, job)
+        await _standalone.kill(self, job)
 
     async def retry_job(self, job: Job) -> None:
         """Put the files of an attempt aside and submit the next one."""
@@ -531,31 +492,8 @@ class Scheduler(ABC):
         """
         if on not in ("submittable", "all_done"):
             raise ValueError(f"Jobs are polled on 'submittable' or 'all_done', not {on!r}")
-        hooks = self.hooks
-        n_in_backend = n_ended = 0
-        for job in jobs:
-            told = job.current_status if job.told_status is None else job.told_status
-            if job.status in _IN_BACKEND and not await self.job_is_submitted_or_running(job):
-                self._settle_alone(job)
-            status = job.told_status = job.status
-            n_ended += status in _ENDED
-            n_in_backend += status in _IN_BACKEND
-            if told is JobStatus.SUBMITTED and status is not told:
-                await hooks.acall("on_job_started", self, job)
-            if status is JobStatus.RUNNING:
-                await hooks.acall("on_job_polling", self, job, polling_counter)
-            elif status in _ENDED and told not in _ENDED:
-                killed = told is JobStatus.KILLING
-                how = "on_job_succeeded" if status is JobStatus.FINISHED else "on_job_failed"
-                await hooks.acall("on_job_killed" if killed else how, self, job)
+        n_in_backend, n_ended = await _standalone.poll(self, jobs, polling_counter)
         return n_in_backend < self.forks if on == "submittable" else n_ended == len(jobs)
-
-    def _settle_alone(self, job: Job) -> None:
-        """The backend has the job no more: if it has not told its end, nobody will."""
-        if job.status in _IN_BACKEND:
-            tag = self.claim_tag(job)
-            cause = JobCause.DISAPPEARED
-            _protocol.write_end(job.local_dir, tag, RC_LOST, JobStatus.FAILED, cause)
 
     async def kill_running_jobs(self, jobs: Sequence[Job]) -> None:
         """Kill those of the jobs that are in the backend, hooks included."""

@@ -49,9 +49,14 @@ class _LazyRichHandler(logging.Handler):
 
 def _make_logger() -> logging.Logger:
     made = logging.getLogger(LOGGER_NAME)
-    made.setLevel(os.environ.get("XQUTE_LOG_LEVEL", "INFO").upper())
     if not made.handlers:
         made.addHandler(_LazyRichHandler())
+    level = os.environ.get("XQUTE_LOG_LEVEL", "INFO").upper()
+    try:
+        made.setLevel(level)
+    except ValueError:
+        made.setLevel("INFO")
+        made.warning("XQUTE_LOG_LEVEL is no log level: %r", level)
     return made
 
 

@@ -48,9 +48,9 @@ _BUILTIN_WORDS: Final = frozenset(
 _ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # Bash refuses to change these.
 _READONLY: Final = frozenset(("UID", "EUID", "PPID", "BASHOPTS", "SHELLOPTS", "BASH_VERSINFO"))
-# And these it computes itself, whatever is exported.
+# And these it computes itself, whatever is exported; FUNCNEST would end the wrapper's functions.
 _LOST: Final = frozenset(
-    ("_", "BASH_ARGC", "BASH_ARGV", "BASH_LINENO", "BASH_SOURCE", "PIPESTATUS")
+    ("_", "BASH_ARGC", "BASH_ARGV", "BASH_LINENO", "BASH_SOURCE", "FUNCNEST", "PIPESTATUS")
 )
 # These too, until they are unset.
 _DYNAMIC: Final = frozenset(
@@ -103,7 +103,7 @@ def check_env(name: str, value: str) -> None:
     if name in _READONLY:
         raise InvalidJobError(f"Environment variable {name}: readonly in bash.")
     if name in _LOST:
-        raise InvalidJobError(f"Environment variable {name}: bash sets it itself.")
+        raise InvalidJobError(f"Environment variable {name}: bash keeps it for itself.")
     if name.startswith("xq_"):
         raise InvalidJobError(f"Environment variable {name}: names with xq_ are the wrapper's own.")
     _check_bytes(f"{name}={value}", f"Environment variable {name}")

@@ -177,7 +177,10 @@ class Engine:
             self._run.chains.add(flight.job, partial(self._gate_kill, flight))
 
     async def _gate_kill(self, flight: Flight) -> None:
-        if await self._run.ask_hook(flight.job, "on_job_killing"):
+        flight.kill_refused = not await self._run.ask_hook(flight.job, "on_job_killing")
+        if flight.kill_refused:
+            flight.kill_requested = False  # it may be asked again
+        else:
             self._kill_flights([flight])
 
     def _kill_flights(self, flights: list[Flight]) -> None:

@@ -19,6 +19,7 @@ class Flight:
         is_submitted: Whether the backend has answered.
         early: What was heard of it before that.
         kill_requested: Whether somebody wants it ended.
+        kill_refused: Whether a plugin has refused that, perhaps to end it by itself.
         timed_out: Whether it is being ended for its timeout.
         gone_since_s: Since when (loop time) the backend says that it has no such job.
         timer: What ends it at its timeout.
@@ -35,6 +36,7 @@ class Flight:
         "is_closed",
         "is_submitted",
         "job",
+        "kill_refused",
         "kill_requested",
         "tag",
         "timed_out",
@@ -47,6 +49,7 @@ class Flight:
         self.is_submitted = False
         self.early: list[BackendState] = []
         self.kill_requested = False
+        self.kill_refused = False
         self.timed_out = False
         self.gone_since_s: float | None = None
         self.timer: asyncio.TimerHandle | None = None

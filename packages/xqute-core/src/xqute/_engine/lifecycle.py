@@ -22,7 +22,15 @@ from ..errors import InvalidJobError, SubmitError
 from ..job import Job
 from ..scheduler import BackendState
 
-__all__ = ["HOOK_OF_OUTCOME", "TRANSITIONS", "End", "Retry", "backoff_s", "plan_retry"]
+__all__ = [
+    "HOOK_OF_OUTCOME",
+    "SIGNAL_BASE",
+    "TRANSITIONS",
+    "End",
+    "Retry",
+    "backoff_s",
+    "plan_retry",
+]
 
 _S = JobStatus
 _O = JobOutcome
@@ -51,7 +59,7 @@ HOOK_OF_OUTCOME: Mapping[JobOutcome, str] = {
 }
 
 #: A death by signal n is told as this plus n.
-_SIGNAL_BASE = 128
+SIGNAL_BASE = 128
 _ENDS_FINISHED = frozenset({_O.SUCCEEDED, _O.KILLED, _O.CANCELLED})
 #: Of these it is certain that the command ran, or at least its wrapper.
 _RAN = frozenset({_O.SUCCEEDED, _O.FAILED, _O.TIMEOUT, _O.KILLED})
@@ -109,7 +117,7 @@ class End(NamedTuple):
         """Judge an exit code alone."""
         if rc == 0:
             return cls(_O.SUCCEEDED, 0)
-        if rc > _SIGNAL_BASE:
+        if rc > SIGNAL_BASE:
             return cls(_O.FAILED, rc, JobCause.SIGNAL, f"exit code {rc}{_signal_words(rc)}")
         return cls(_O.FAILED, rc, JobCause.EXIT_CODE, f"exit code {rc}")
 
@@ -150,7 +158,7 @@ class End(NamedTuple):
 
 def _signal_words(rc: int) -> str:
     try:
-        return f" ({signal.Signals(rc - _SIGNAL_BASE).name})"
+        return f" ({signal.Signals(rc - SIGNAL_BASE).name})"
     except ValueError:
         return ""
 

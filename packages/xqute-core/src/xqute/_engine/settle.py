@@ -7,7 +7,7 @@ from ..defaults import RC_LOST, JobCause, JobOutcome, JobStatus
 from ..scheduler import BackendState, Scheduler
 from ..utils import logger
 from .flight import Flight
-from .lifecycle import End
+from .lifecycle import SIGNAL_BASE, End
 
 __all__ = ["claim_lost", "judge", "read_start"]
 
@@ -38,6 +38,8 @@ def judge(
         logger.warning("The end of %r cannot be read: %s", job, exc)
         record = None
     if record is not None:
+        # A plugin that refused a kill may have killed the job by itself.
+        kill = kill or (flight.kill_refused and record.rc > SIGNAL_BASE)
         return End.from_record(record, state, kill=kill, timeout=timeout)
     end = _read_foreign_end(flight)
     if end is not None or not is_over or state is None:

@@ -1,4 +1,4 @@
-"""Stopping a run by SIGINT and SIGTERM, and putting back the handlers that were there."""
+"""Stopping runs by SIGINT and SIGTERM, and putting back the handlers that were there."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
+from typing import ClassVar
 
 __all__ = ["StopSignals"]
 
@@ -14,39 +15,61 @@ __all__ = ["StopSignals"]
 class StopSignals:
     """While installed, SIGINT and SIGTERM call `stop` on the event loop.
 
-    `loop.add_signal_handler` is no use here: removing it leaves the default action instead of what
-    was there, asyncio.run's own SIGINT handling for one.
+    Several runs of one process hear them together: the first to install saves what was there, the
+    last to leave puts it back. `loop.add_signal_handler` is no use here: removing it leaves the
+    default action, and asyncio.run's own handling of SIGINT is gone.
+
+    Args:
+        loop: The event loop of the run.
+        stop: What to call there.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    _runs: ClassVar[list[StopSignals]] = []
+    _before: ClassVar[dict[signal.Signals, object]] = {}
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, stop: Callable[[signal.Signals], None]
     ) -> None:
         self._loop = loop
         self._stop = stop
-        self._before: dict[signal.Signals, object] = {}
 
     def install(self) -> None:
-        """Take the signals over; does nothing outside the main thread."""
+        """Hear the signals from now on; does nothing outside the main thread."""
         if threading.current_thread() is not threading.main_thread():
             return
-        for sig in self.SIGNALS:
-            self._before[sig] = signal.getsignal(sig)
-            signal.signal(sig, self._handle)
+        if not self._runs:
+            for sig in self.SIGNALS:
+                self._before[sig] = signal.getsignal(sig)
+                signal.signal(sig, _handle)
+        self._runs.append(self)
 
     def restore(self) -> None:
-        """Put back what was there, unless somebody else has taken a signal over meanwhile."""
+        """Hear them no more; the last run puts back what was there."""
+        if self not in self._runs:
+            return
+        self._runs.remove(self)
+        if self._runs:
+            return
         for sig, before in self._before.items():
-            if signal.getsignal(sig) == self._handle:
+            # Not if somebody else has taken the signal over meanwhile.
+            if signal.getsignal(sig) is _handle:
                 # None: the handler was not installed from Python, and cannot be put back.
                 signal.signal(sig, signal.SIG_DFL if before is None else before)  # type: ignore[arg-type]
         self._before.clear()
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._stop, signal.Signals(number))
-            return
-        # The run was abandoned with its loop: step aside, for this signal and all later ones.
-        self.restore()
-        signal.raise_signal(number)
+    @classmethod
+    def tell(cls, sig: signal.Signals) -> None:
+        """Tell all runs of a signal; those that were abandoned with their event loop step aside."""
+        for run in list(cls._runs):
+            if run._loop.is_closed():
+                run.restore()
+            else:
+                run._loop.call_soon_threadsafe(run._stop, sig)
+        if not cls._runs:
+            signal.raise_signal(sig)
+
+
+def _handle(number: int, _frame: FrameType | None) -> None:
+    StopSignals.tell(signal.Signals(number))

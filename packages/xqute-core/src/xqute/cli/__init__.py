@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -22,7 +23,20 @@ __all__ = ["main"]
 _EXIT_INTERRUPTED = 130
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Group(click.Group):
+    """Knows what click takes for a failure: that the reader of the output had enough."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # What is still buffered would make Python complain at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            return EXIT_BROKEN_PIPE
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="xqute-core", prog_name="xqute", message="%(prog)s %(version)s")
 def _xqute() -> None:
     """Run commands as jobs: thousands of them, and know what happened to every one."""
@@ -49,8 +63,6 @@ def _run(args: Sequence[str] | None) -> int:
         exc.show()
         return EXIT_USAGE
     except (ConfigError, InvalidJobError, SchedulerError, OSError) as exc:
-        if isinstance(exc, BrokenPipeError):
-            return EXIT_BROKEN_PIPE
         click.echo(f"Error: {exc}", err=True)
         at_backend = isinstance(exc, SchedulerError) and not isinstance(exc, LookupError)
         return EXIT_BACKEND if at_backend else EXIT_USAGE

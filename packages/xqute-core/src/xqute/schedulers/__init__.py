@@ -49,7 +49,7 @@ def get_scheduler(scheduler: str | type[Scheduler]) -> type[Scheduler]:
         raise SchedulerNotFoundError(_not_found(scheduler, sorted(installed)))
     try:
         found = entry_point.load()
-    except (ImportError, AttributeError) as exc:
+    except Exception as exc:  # a foreign module may raise anything when it is imported
         where = f"{scheduler!r} ({entry_point.value})"
         raise SchedulerNotFoundError(f"Scheduler {where} cannot be imported: {exc}") from exc
     return _checked(found, f"entry point {entry_point.value}")
@@ -69,6 +69,8 @@ def _not_found(name: str, installed: list[str]) -> str:
 def _checked(found: object, origin: str) -> type[Scheduler]:
     if not (isinstance(found, type) and issubclass(found, Scheduler)):
         raise SchedulerNotFoundError(f"{found!r} ({origin}) is not a subclass of xqute.Scheduler")
+    if not found.name:
+        raise SchedulerNotFoundError(f"{found.__qualname__} ({origin}) has no name")
     version = getattr(found, "core_api_version", 1)
     if version not in _CORE_API_VERSIONS:
         known = ", ".join(map(str, sorted(_CORE_API_VERSIONS)))

@@ -96,7 +96,8 @@ class LocalScheduler(Scheduler):
         if any(claim.pid == pid and _protocol.claim_is_alive(claim) for claim in claims):
             return True
         # It may be about to claim its start.
-        return runs_script(pid, f"{self._mounted_workdir}/{job.index}/job.wrapped.{self.name}")
+        script = f"{self._mounted_workdir}/{job.index}/job.wrapped.{self.name}"
+        return await runs_script(pid, script)
 
     async def kill_job(self, job: Job) -> None:
         """End a job: TERM, the grace period, KILL; return when it is gone."""

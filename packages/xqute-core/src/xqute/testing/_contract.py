@@ -31,9 +31,10 @@ from ._rig import Rig, bash
 __all__ = ["SchedulerContract"]
 
 
-class _DoesNotApply(pytest.skip.Exception):
+class DoesNotApply(pytest.skip.Exception):
     """A skip that is told from where it is raised, so that pytest's summary has one line per reason."""
 
+    __module__ = "builtins"  # the summary prints where the class is from
     _use_item_location = property(lambda self: False, lambda self, value: None)
 
 
@@ -135,7 +136,7 @@ class SchedulerContract(
         """What a promise is tried with; skips those that the class says do not apply."""
         reason = self.excuse(request.function)
         if reason:
-            raise _DoesNotApply(f"does not apply to {type(self).__name__}: {reason}")
+            raise DoesNotApply(f"{type(self).__name__}: {reason}")
         return Rig(self, tmp_path)
 
     @classmethod
