@@ -249,15 +249,19 @@ def signal_group(pgid: int, sig: signal.Signals) -> None:
         logger.warning("Process group %d cannot be signalled: %s", pgid, exc)
 
 
+def _command_line(pid: int) -> list[bytes]:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return file.read().split(b"\0")
+    except OSError:
+        return []
+
+
 async def runs_script(pid: int, script: str) -> bool:
     """Tell whether a process is a shell that runs this script; False where there is no /proc."""
     words: list[bytes] = []
     for _ in range(20):
-        try:
-            with open(f"/proc/{pid}/cmdline", "rb") as file:
-                words = file.read().split(b"\0")
-        except OSError:
-            return False
+        words = _command_line(pid)
         if words != [b""] or _protocol.process_state(pid) == "Z":
             break
         # It is just being executed, and has no words yet (a kernel thread never has any).
