@@ -1,4 +1,4 @@
-"""Checksums of thousands of real files, twice: by `xqute run` and by a plain loop, compared job for job.
+"""Checksums of thousands of real files by `xqute run` and by a plain loop, compared job for job.
 
     python sha256_doc.py [FOLDER [LEAST]]
 
@@ -57,6 +57,7 @@ def run_xqute(files: Sequence[bytes]) -> Iterator[tuple[int, bytes]]:
 
 
 def main(folders: Sequence[str], least: int) -> None:
+    """Compare, and say what came of it."""
     files = find_files(folders, least)
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -75,4 +76,4 @@ def main(folders: Sequence[str], least: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:2] or FOLDERS, int(sys.argv[2]) if len(sys.argv) > 2 else 2000)
+    main(sys.argv[1:2] or FOLDERS, int("".join(sys.argv[2:3]) or 2000))

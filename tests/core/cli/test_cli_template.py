@@ -92,8 +92,9 @@ def test_bash_reads_a_random_template_as_it_was_meant(tail, value):
     except TemplateError:
         return
     command = template.build([value])
-    meant = f"printf '%s|' {tail if '{}' in tail.replace(chr(92) + '{}', '') else tail + ' {}'}"
-    meant = _through_a_variable(meant)
+    meant, n_places = _through_a_variable(f"printf '%s|' {tail}")
+    if not n_places:
+        meant += ' "$V"'
     environment = {**os.environ, "V": value}
     ours = run(command)
     theirs = run(["bash", "-c", meant], env=environment)
@@ -101,8 +102,8 @@ def test_bash_reads_a_random_template_as_it_was_meant(tail, value):
 
 
 def _through_a_variable(line):
-    """The line with a quoted variable in each place; knows only the pieces that are used above."""
-    out, quotes, i = [], [""], 0
+    """The line with a variable in each place, and their number; knows only the pieces above."""
+    out, quotes, i, n_places = [], [""], 0, 0
     while i < len(line):
         inner = quotes[-1]
         if line[i] == "\\" and inner != "'":
@@ -110,6 +111,7 @@ def _through_a_variable(line):
             i += 2
         elif line.startswith("{}", i):
             out.append({"": '"$V"', '"': "$V", "'": "'\"$V\"'"}[inner])
+            n_places += 1
             i += 2
         elif line.startswith("$(", i) and inner != "'":
             quotes.append("")
@@ -123,7 +125,7 @@ def _through_a_variable(line):
                 quotes.append(c)
             out.append(c)
             i += 1
-    return "".join(out)
+    return "".join(out), n_places
 
 
 def test_groups_are_told_apart_by_number():

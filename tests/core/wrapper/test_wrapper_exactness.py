@@ -92,7 +92,6 @@ SPECIAL_NAMES = [
         "FCEDIT",
         "FIGNORE",
         "FUNCNAME",
-        "FUNCNEST",
         "GLOBIGNORE",
     ),
     *(
