@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -12,6 +13,8 @@ import subprocess
 import time
 
 import pytest
+
+from xqute.cli import inputs
 
 pytestmark = pytest.mark.usefixtures("job_processes")
 
@@ -180,20 +183,16 @@ def test_the_output_of_a_job_is_in_one_piece(cli):
         assert lines[begin : begin + 5] == [f"{name} {i}" for i in range(1, 6)]
 
 
-def test_output_comes_when_a_job_ends_and_with_keep_order_in_the_order_of_the_input(cli, tmp_path):
+@pytest.mark.parametrize("options", [[], ["-k"]])
+def test_output_comes_when_a_job_ends_or_in_the_order_of_the_input(cli, tmp_path, options):
     command = "echo {}; until [ -e {}.go ]; do sleep 0.01; done"
-    for options, first in (([], b"b\n"), (["-k"], b"a\n")):
-        for name in "ab":
-            (tmp_path / f"{name}.go").unlink(missing_ok=True)
-        process = cli.start("run", "-j2", *options, command, ":::", "a", "b")
-        wait_for((cli.latest / "1" / "job.stdout").exists)
-        (tmp_path / "b.go").touch()
-        wait_for((cli.latest / "1" / "job.rc").exists)
-        if not options:
-            assert read_within(process.stdout) == b"b\n"
-        (tmp_path / "a.go").touch()
-        rest, _ = process.communicate(timeout=30)
-        assert (rest if options else first + rest) == (b"a\nb\n" if options else b"b\na\n")
+    process = cli.start("run", "-j2", *options, command, ":::", "a", "b")
+    (tmp_path / "b.go").touch()
+    wait_for((cli.latest / "1" / "job.rc").exists)
+    first = b"" if options else read_within(process.stdout)
+    (tmp_path / "a.go").touch()
+    rest, _ = process.communicate(timeout=30)
+    assert first + rest == (b"a\nb\n" if options else b"b\na\n")
 
 
 def test_output_can_be_left_in_the_files(cli):
@@ -282,6 +281,30 @@ def test_lines_without_end_fill_neither_memory_nor_disk(cli):
     assert process.returncode == 130
     assert b"not begun" in stderr
     assert len(list(cli.latest.glob("[0-9]*"))) <= 1001
+
+
+def test_the_reader_pauses_when_it_is_far_ahead(monkeypatch):
+    monkeypatch.setattr(inputs, "_MOST_AHEAD_BYTES", 100_000)
+    n_lines, furthest = 1_000_000, 0
+
+    async def read(fd):
+        nonlocal furthest
+        source = inputs.LineInput(fd, _Nothing(), separator=b"\0")
+        async for _ in source:
+            furthest = max(furthest, source._n_ahead_bytes)
+        assert (source.n_known, source.is_complete) == (n_lines, True)
+
+    head = ["head", "-c", str(n_lines), "/dev/zero"]
+    with subprocess.Popen(head, stdout=subprocess.PIPE) as zeros:
+        asyncio.run(read(zeros.stdout.fileno()))
+    assert 100_000 <= furthest <= 100_000 + 65_536
+
+
+class _Nothing:
+    """A template that is quick."""
+
+    def build(self, values):
+        return ()
 
 
 def test_many_lines_are_all_run_and_counted(cli):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
 
 from ..job import Job
 
@@ -35,11 +37,9 @@ class Chains:
         """Run a step that may await, after the job's earlier ones."""
         if job in self._steps:
             self._steps[job].append(step)
-            return
-        self._steps[job] = deque([step])
-        task = asyncio.get_running_loop().create_task(self._run(job))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        else:
+            self._steps[job] = deque([step])
+            self._spawn(job)
 
     def then(self, job: Job, step: Callable[[], None]) -> None:
         """Run a step that does not await: at once if none of the job's are under way."""
@@ -48,19 +48,27 @@ class Chains:
         else:
             step()
 
-    async def _run(self, job: Job) -> None:
-        steps = self._steps[job]
-        try:
-            while steps:
-                awaitable = steps.popleft()()
-                if awaitable is not None:
-                    try:
-                        await awaitable
-                    except asyncio.CancelledError:
-                        # Given up at a stop: the steps that keep the books still have to be done.
-                        continue
-        finally:
+    def _spawn(self, job: Job) -> None:
+        task = asyncio.get_running_loop().create_task(self._run(self._steps[job]))
+        self._tasks.add(task)
+        task.add_done_callback(partial(self._on_done, job))
+
+    async def _run(self, steps: deque[Step]) -> None:
+        while steps:
+            awaitable = steps.popleft()()
+            if awaitable is not None:
+                # Given up at a stop: the steps that keep the books still have to be done.
+                with suppress(asyncio.CancelledError):
+                    await awaitable
+
+    def _on_done(self, job: Job, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if self._steps[job]:
+            self._spawn(job)  # it was cancelled before it began
+        else:
             del self._steps[job]
+        if not task.cancelled():
+            task.result()
 
     def give_up(self) -> None:
         """Cancel the hooks that are being awaited; what follows them is still done."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from ..scheduler import Scheduler
@@ -33,19 +34,30 @@ class Killer:
         self._reconciler = reconciler
         self._give_up = give_up
         self._tasks: set[asyncio.Task[None]] = set()
+        self._is_closed = False
 
     def kill(self, flights: list[Flight]) -> None:
         """Ask the attempts to end; they have the scheduler's `kill_grace_s` for it."""
-        self._spawn(self._kill(flights))
+        self._spawn(flights, self._kill)
 
     def force(self, flights: list[Flight]) -> None:
         """End the attempts without grace."""
-        self._spawn(self._send(flights, force=True))
+        self._spawn(flights, partial(self._send, force=True))
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)
+    def _spawn(
+        self, flights: list[Flight], work: Callable[[list[Flight]], Coroutine[Any, Any, None]]
+    ) -> None:
+        task = asyncio.get_running_loop().create_task(work(flights))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(partial(self._on_done, flights))
+
+    def _on_done(self, flights: list[Flight], task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.result()
+        elif not self._is_closed:
+            # A loop that ends cancels every task, but those jobs still have to be ended.
+            self._spawn(flights, self._kill)
 
     async def _kill(self, flights: list[Flight]) -> None:
         # One that is only just being submitted cannot be asked yet.
@@ -87,6 +99,7 @@ class Killer:
 
     async def close(self) -> None:
         """Leave off."""
+        self._is_closed = True
         for task in self._tasks:
             task.cancel()
         if self._tasks:

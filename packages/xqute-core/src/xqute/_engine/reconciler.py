@@ -7,6 +7,7 @@ import heapq
 import itertools
 import random
 from collections.abc import Callable
+from functools import partial
 
 from .. import _protocol
 from ..job import Job
@@ -41,6 +42,7 @@ class Reconciler:
         self._serial = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
         self._asking: asyncio.Task[None] | None = None
+        self._is_closed = False
 
     def add(self, flight: Flight, in_s: float | None = None) -> None:
         """Ask about an attempt after `in_s` seconds; None: in its turn."""
@@ -73,13 +75,18 @@ class Reconciler:
         flights = self._take_due(loop.time() + _TOGETHER_S)
         if flights:
             self._asking = loop.create_task(self._ask(flights))
-            self._asking.add_done_callback(self._on_asked)
+            self._asking.add_done_callback(partial(self._on_asked, flights))
         else:
             self._set_timer()
 
-    def _on_asked(self, task: asyncio.Task[None]) -> None:
+    def _on_asked(self, flights: list[Flight], task: asyncio.Task[None]) -> None:
         self._asking = None
+        for flight in flights:
+            if flight.due_s is None and not flight.is_closed and not self._is_closed:
+                self.add(flight)  # the question was cancelled
         self._set_timer()
+        if not task.cancelled():
+            task.result()
 
     def _take_due(self, until_s: float) -> list[Flight]:
         flights = []
@@ -130,6 +137,7 @@ class Reconciler:
 
     async def close(self) -> None:
         """Ask no more."""
+        self._is_closed = True
         self._due.clear()
         if self._timer is not None:
             self._timer.cancel()

@@ -44,7 +44,6 @@ class Submitting:
         self._plans: deque[Submission] = deque()
         self._n_planned = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        self._n_submitters = 0
         self._n_awaited = 0
         self._is_pumping = False
         self._n_refusals = 0
@@ -138,29 +137,30 @@ class Submitting:
 
         A backend that answers without waiting is served by one task.
         """
-        busy, most = self._n_submitters, self._run.scheduler.submission_batch
+        busy, most = len(self._tasks), self._run.scheduler.submission_batch
         if self._plans and self._n_awaited == busy < most:
-            self._n_submitters += 1
             task = self._run.loop.create_task(self._submit_plans())
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(self._on_submitter_done)
+
+    def _on_submitter_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if self._plans:
+            self.pump_soon()  # one came in its last moment, or it was cancelled before it began
+        if not task.cancelled():
+            task.result()
 
     async def _submit_plans(self) -> None:
         turn_ends_s = time.perf_counter() + _TURN_S
-        try:
-            while self._plans:
-                submission = self._plans.popleft()
-                self._n_planned -= len(submission.jobs)
-                if self._plans:
-                    self._run.loop.call_soon(self._spread)
-                await self._submit(submission)
-                if time.perf_counter() > turn_ends_s:
-                    await asyncio.sleep(0)
-                    turn_ends_s = time.perf_counter() + _TURN_S
-        finally:
-            self._n_submitters -= 1
+        while self._plans:
+            submission = self._plans.popleft()
+            self._n_planned -= len(submission.jobs)
             if self._plans:
-                self.pump_soon()
+                self._run.loop.call_soon(self._spread)
+            await self._submit(submission)
+            if time.perf_counter() > turn_ends_s:
+                await asyncio.sleep(0)
+                turn_ends_s = time.perf_counter() + _TURN_S
 
     async def _submit(self, submission: Submission) -> None:
         """Submit one plan. Whatever happens, each of its jobs is somewhere afterwards."""
@@ -175,7 +175,7 @@ class Submitting:
         try:
             answers = await self._run.scheduler.submit(submission)
         except asyncio.CancelledError:
-            interrupted = SubmitError("The submission was interrupted", maybe_submitted=True)
+            interrupted = SubmitError("interrupted", transient=True, maybe_submitted=True)
             answers = dict.fromkeys(jobs, interrupted)
         except Exception as exc:  # noqa: BLE001  # a backend may raise anything; each job is told
             answers = dict.fromkeys(jobs, exc)
