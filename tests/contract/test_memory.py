@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import ClassVar
 
 from xqute.testing import Behaviour, MemoryScheduler, Needs, SchedulerContract
 
@@ -14,7 +14,7 @@ def _behave(job):
 
 
 class TestMemory(SchedulerContract):
-    does_not_apply = {
+    does_not_apply: ClassVar = {
         Needs.COMMANDS: "its jobs are no commands: they end as they are told to",
         Needs.PROCESSES: "its jobs are no processes",
         Needs.NEW_DRIVER: "its jobs are in the memory of their driver",

@@ -1,4 +1,4 @@
-"""A scheduler with nothing but the three required methods keeps the contract, with inotify and without."""
+"""A scheduler of nothing but the three required methods keeps the contract."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ThreeMethodsScheduler(Scheduler):
         self.processes = {}
 
     async def submit_job(self, job):
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: ASYNC220  # as a first scheduler does
             ["bash", str(self.wrapped_job_script(job))],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -47,9 +47,9 @@ class ThreeMethodsScheduler(Scheduler):
         loop = asyncio.get_running_loop()
         ends_s = loop.time() + self.kill_grace_s
         _signal_session(job.jid, signal.SIGTERM)
-        while await self.job_is_running(job) and loop.time() < ends_s:
+        while await self.job_is_running(job) and loop.time() < ends_s:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-        while _signal_session(job.jid, signal.SIGKILL):
+        while _signal_session(job.jid, signal.SIGKILL):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 

@@ -66,6 +66,16 @@ def test_3_standard_output_takes_no_more(cli):
     assert b"No space left" in stderr
 
 
+def test_3_the_folder_of_a_job_cannot_be_made(cli, tmp_path):
+    """What is fed by then runs to its end; of the rest it is said that it was not begun."""
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "2").touch()
+    done = cli("run", "--workdir", "work", "-k", "echo {}", ":::", *"abcde", rc=3)
+    assert done.stdout == b"a\nb\n"
+    assert b"The run could not go on: Cannot make the folder of job 2" in done.stderr
+    assert b"2 succeeded, 3 not begun" in done.stderr
+
+
 # --- 2: bad input --------------------------------------------------------------------------------
 
 

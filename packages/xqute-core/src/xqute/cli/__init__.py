@@ -17,6 +17,7 @@ from .report import EXIT_BACKEND, EXIT_BROKEN_PIPE, EXIT_USAGE
 from .run import run
 from .schedulers import schedulers
 from .status import status
+from .words import describe_error
 
 __all__ = ["main"]
 
@@ -63,7 +64,7 @@ def _run(args: Sequence[str] | None) -> int:
         exc.show()
         return EXIT_USAGE
     except (ConfigError, InvalidJobError, SchedulerError, OSError) as exc:
-        click.echo(f"Error: {exc}", err=True)
+        click.echo(f"Error: {describe_error(exc)}", err=True)
         at_backend = isinstance(exc, SchedulerError) and not isinstance(exc, LookupError)
         return EXIT_BACKEND if at_backend else EXIT_USAGE
     except (click.Abort, KeyboardInterrupt):

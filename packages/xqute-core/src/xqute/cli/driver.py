@@ -22,6 +22,7 @@ from .output import File, Output
 from .report import Account, job_record
 from .runs import mark_latest, new_run_dir
 from .settings import Settings
+from .words import describe_error
 
 __all__ = ["Driver"]
 
@@ -71,10 +72,14 @@ class Driver:
             async with xq:
                 await xq.run_until_complete(keep_feeding=True)
                 feeder = asyncio.create_task(self._feed(xq))
-                async for job in xq.completed():
-                    self._has_ended(job, output)
-                feeder.cancel()  # it may wait for a line that will never come
-                await asyncio.wait([feeder])
+                follower = asyncio.create_task(self._follow(xq, output))
+                await asyncio.wait([feeder, follower], return_when=asyncio.FIRST_COMPLETED)
+                if follower.done():  # stopped: the other may wait for a line that never comes
+                    feeder.cancel()
+                    await asyncio.wait([feeder])
+                if xq.is_feeding():
+                    await xq.stop_feeding()
+                await follower
             wall_s = time.monotonic() - began_s
             account = self._account
             account.error = self._raise_or_tell(feeder) or account.error
@@ -125,41 +130,36 @@ class Driver:
         if sys.stdout is None or (settings.output == "none" and not settings.json):
             return None
 
-        def broken() -> None:
-            self._account.is_pipe_broken = isinstance(output.error, BrokenPipeError)
+        def broken(error: OSError) -> None:
+            self._account.is_pipe_broken = isinstance(error, BrokenPipeError)
             if not self._account.is_pipe_broken:
-                self._account.error = f"standard output: {output.error}"
+                self._account.error = f"standard output: {describe_error(error)}"
             self._stop(xq)
 
-        output = Output(
+        return Output(
             _STDOUT,
             keep_order=settings.keep_order,
             failed=broken,
             aside=self._display.aside if os.isatty(_STDOUT) or settings.output == "both" else None,
         )
-        return output
 
     # --- while ---------------------------------------------------------------------------------
 
     async def _feed(self, xq: Xqute) -> None:
-        """Feed all commands, not too far ahead; at the end the run may end."""
+        """Feed all commands, not too far ahead, until there are no more or the run is stopped."""
         most_open = max(_MOST_OPEN, 2 * self._settings.forks)
-        try:
-            async for command in self._commands:
-                if not xq.is_feeding():
-                    return
-                if isinstance(command, InvalidJobError):
-                    self._is_invalid(xq, str(command))
-                else:
-                    await self._feed_one(xq, command)
-                while len(self._open) >= most_open:
-                    self._room.clear()
-                    await self._room.wait()
-            if not self._n_fed and not self._n_invalid:
-                raise ConfigError("There is nothing to run: no command was given")
-        finally:
-            if xq.is_feeding():
-                await xq.stop_feeding()
+        async for command in self._commands:
+            if not xq.is_feeding():
+                return
+            if isinstance(command, InvalidJobError):
+                self._is_invalid(xq, str(command))
+            else:
+                await self._feed_one(xq, command)
+            while len(self._open) >= most_open:
+                self._room.clear()
+                await self._room.wait()
+        if not self._n_fed and not self._n_invalid:
+            raise ConfigError("There is nothing to run: no command was given")
 
     async def _feed_one(self, xq: Xqute, command: Command) -> None:
         settings = self._settings
@@ -188,6 +188,11 @@ class Driver:
         self._account.add_invalid(why)
         if self._settings.halt:
             self._stop(xq)
+
+    async def _follow(self, xq: Xqute, output: Output | None) -> None:
+        """Take each job into account that has ended, until the run has."""
+        async for job in xq.completed():
+            self._has_ended(job, output)
 
     def _has_ended(self, job: Job, output: Output | None) -> None:
         self._open.pop(job.index, None)
@@ -238,7 +243,7 @@ class Driver:
             return ""
         if not self._n_fed or not isinstance(error, XquteError):
             raise error
-        return str(error)
+        return describe_error(error)
 
     def _last_item(self, wall_s: float) -> bytes:
         if not self._settings.json:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
 from typing import NamedTuple, TypeAlias
 
 __all__ = ["File", "Item", "Output", "write_all"]
@@ -42,7 +43,7 @@ class Output:
         fd: Where bytes go.
         keep_order: Whether items are written by their numbers, which begin at 0 and have no gaps,
             and not as they come.
-        failed: Called on the event loop when nothing can be written any more.
+        failed: Called on the event loop, with the reason, when no more can be written.
         aside: Makes room for a moment, where the display is on the same terminal; None: it is not.
     """
 
@@ -51,11 +52,10 @@ class Output:
         fd: int,
         *,
         keep_order: bool,
-        failed: Callable[[], None],
+        failed: Callable[[OSError], None],
         aside: Callable[[], AbstractContextManager[None]] | None = None,
     ) -> None:
-        #: Why nothing more can be written, and which files could not be read.
-        self.error: OSError | None = None
+        #: Which files could not be read, and why.
         self.unread: list[str] = []
         self._fd = fd
         self._next = 0 if keep_order else None
@@ -97,8 +97,7 @@ class Output:
                 ended = batch[-1] is None
                 self._write([item for item in batch if item])
         except OSError as exc:
-            self.error = exc
-            self._tell(self._failed)
+            self._tell(partial(self._failed, exc))
         finally:
             self._tell(self._done.set)
 

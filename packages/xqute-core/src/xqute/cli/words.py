@@ -9,7 +9,15 @@ from collections.abc import Sequence
 
 from .template import build_shell_command
 
-__all__ = ["count", "describe_command", "duration", "plain_text", "rate", "shortened"]
+__all__ = [
+    "count",
+    "describe_command",
+    "describe_error",
+    "duration",
+    "plain_text",
+    "rate",
+    "shortened",
+]
 
 _BASH = build_shell_command("")[:2]
 _OCTAL_WORD = re.compile(r"\$'((?:\\[0-7]{3}|[^'\\])*)'")
@@ -36,6 +44,13 @@ def describe_command(argv: Sequence[str]) -> str:
     if tuple(argv[:-1]) == _BASH:
         return plain_text(_OCTAL_WORD.sub(_readable, argv[-1]))
     return plain_text(shlex.join(argv))
+
+
+def describe_error(exc: BaseException) -> str:
+    """Give what an error says, without the number that an OSError puts before it."""
+    if isinstance(exc, OSError) and exc.strerror and exc.filename is None:
+        return exc.strerror
+    return str(exc)
 
 
 def _readable(found: re.Match[str]) -> str:

@@ -1,4 +1,4 @@
-"""For authors of schedulers, and of programs that use xqute: the contract as tests, and a fake backend.
+"""For authors of schedulers and of programs over xqute: the contract as tests, a fake backend.
 
 `SchedulerContract` needs pytest, which is imported with it; the rest does not.
 
@@ -14,7 +14,7 @@ from ._behaviour import Behaviour, Calls, Fault, Faults, ManualClock, Tells
 from ._memory import MemoryJob, MemoryScheduler
 from ._needs import Needs, overrides_contract
 from ._recorder import HookCall, HookRecorder
-from ._rig import Rig, bash, until
+from ._rig import Rig, TooLateError, bash, until
 
 if TYPE_CHECKING:
     from ._contract import SchedulerContract
@@ -33,6 +33,7 @@ __all__ = [
     "Rig",
     "SchedulerContract",
     "Tells",
+    "TooLateError",
     "bash",
     "overrides_contract",
     "until",

@@ -1,4 +1,4 @@
-"""How jobs of the in-memory scheduler behave, what goes wrong there, and a clock to step by hand."""
+"""How jobs of the in-memory scheduler behave, what goes wrong there, and a clock for tests."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ class Behaviour(NamedTuple):
         cause: Why it ended, a `JobCause`, as the backend says; None: it says nothing.
         reason: The same in words.
         ignores_term: Whether only a kill with force ends it.
-        vanishes: Whether, instead of starting, it is forgotten: nothing is told, who asks hears GONE.
+        vanishes: Whether, instead of starting, it is forgotten: nothing is told, and who asks
+            hears GONE.
         tells: What the backend tells by itself.
         told_after_s: How late it does; who asks is answered truly before.
     """
@@ -62,7 +63,8 @@ class Fault(Enum):
     REFUSE_FOR_NOW = auto()
     #: submit: each job gets the native id that was handed out last.
     SAME_ID = auto()
-    #: submit: accepted, but the answer names none of the jobs. poll: likewise. kill: nothing is done.
+    #: submit: accepted, but the answer names none of the jobs. poll: likewise. kill: nothing is
+    #: done.
     NO_ANSWER = auto()
     #: poll: every job is said to be GONE.
     DENY = auto()

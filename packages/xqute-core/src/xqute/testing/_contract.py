@@ -1,4 +1,4 @@
-"""The contract: all promises in one class, for whose schedulers they are tried, and what does not apply."""
+"""The contract: all promises in one class, and what an author says to have them tried."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from _pytest.outcomes import Skipped
 
 from ..errors import SubmitError
 from ..job import Job
@@ -26,16 +27,23 @@ from ._promises.retries import RetryPromises
 from ._promises.scripts import ScriptPromises
 from ._promises.submissions import SubmissionPromises
 from ._promises.timeouts import TimeoutPromises
-from ._rig import Rig, bash
+from ._rig import Rig, bash, replace
 
 __all__ = ["SchedulerContract"]
 
 
-class DoesNotApply(pytest.skip.Exception):
-    """A skip that is told from where it is raised, so that pytest's summary has one line per reason."""
+class DoesNotApply(Skipped):
+    """A skip told from where it is raised, so that pytest's summary has one line per reason."""
 
     __module__ = "builtins"  # the summary prints where the class is from
-    _use_item_location = property(lambda self: False, lambda self, value: None)
+
+    @property
+    def _use_item_location(self) -> bool:
+        return False
+
+    @_use_item_location.setter
+    def _use_item_location(self, value: bool) -> None:
+        """Keep it: pytest sets it for what fixtures raise."""
 
 
 class SchedulerContract(
@@ -56,8 +64,8 @@ class SchedulerContract(
             def make_scheduler(self, workdir, **keywords):
                 return PbsScheduler(workdir=workdir, **keywords)
 
-    Each test is one promise: its name says what, its docstring why. Do not use it with a mock of the
-    backend: what it finds is what only the real one does.
+    Each test is one promise: its name says what, its docstring why. Do not use it with a mock of
+    the backend: what it finds is what only the real one does.
 
     Attributes:
         does_not_apply: Why promises cannot be tried, or do not hold, by `Needs` or by the name of a
@@ -123,10 +131,10 @@ class SchedulerContract(
         queue that does not exist.
         """
 
-        async def refuses(submission: Submission) -> Any:
+        async def refuses(_submission: Submission) -> Any:
             raise SubmitError("refused by the contract kit")
 
-        setattr(scheduler, "submit", refuses)  # noqa: B010  # a method, which mypy would not have replaced
+        replace(scheduler, "submit", refuses)
         return "refused by the contract kit"
 
     # --- how it is run -------------------------------------------------------------------------

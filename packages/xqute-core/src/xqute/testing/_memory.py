@@ -1,4 +1,4 @@
-"""A scheduler without processes, for tests: its jobs end as they are told to, and it fails on demand."""
+"""A scheduler without processes, for tests: jobs end as they are told, it fails on demand."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class MemoryJob(Job):
         self._texts: dict[str, str] | None = None
         super().__init__(*args, **kwargs)
 
-    def _make_folder(self) -> bool:
-        return False
+    def _make_folder(self) -> None:
+        """Make none."""
 
     @property
     def jid(self) -> int | str | None:
@@ -68,7 +68,7 @@ class _Run:
 
 
 class MemoryScheduler(Scheduler):
-    """Runs no commands: each job ends on the event loop, at once and with 0 unless `behave` says else.
+    """Runs no commands: jobs end on the event loop, at once and with 0 unless `behave` says else.
 
     Not a stand-in for a real backend where one can be had: it is for what real ones cannot be made
     to do on demand, and for measuring the engine alone.
@@ -76,8 +76,8 @@ class MemoryScheduler(Scheduler):
     Args:
         behave: Asked at each submission of a job how this attempt behaves. If it raises, the job is
             not accepted and that exception is the backend's answer for this job.
-        faults: What goes wrong, by call: see `Faults`. Jobs accepted and lost, ids handed out twice,
-            refusals, any exception, late answers.
+        faults: What goes wrong, by call: see `Faults`. Answers lost or late, ids handed out twice,
+            refusals, any exception.
         batch: How many jobs go into one submission, at the most.
         clock: Whose seconds the behaviours are measured in; None: the event loop's. With a
             `ManualClock` nothing that takes time happens until the test advances it.
@@ -217,7 +217,7 @@ class MemoryScheduler(Scheduler):
         if self.behave is not None:
             try:
                 behaviour = self.behave(job)
-            except Exception as exc:
+            except Exception as exc:  # noqa: BLE001  # it is the answer, as a backend gives it
                 return exc
         if not (same_id and self._n_ids):
             self._n_ids += 1

@@ -39,6 +39,6 @@ def needs_of(promise: Callable[..., Any]) -> frozenset[Needs]:
 
 
 def overrides_contract(test: F) -> F:
-    """Mark a method that replaces a promise of the contract on purpose; without it, that is an error."""
+    """Mark a method that replaces a promise on purpose; without this mark, that is an error."""
     test.xqute_overrides = True  # type: ignore[attr-defined]
     return test

@@ -20,7 +20,7 @@ class HookCall(NamedTuple):
     """One call of a hook, and the job as the hook saw it."""
 
     hook: str
-    index: int
+    index: int  # type: ignore[assignment]  # in the place of tuple.index, which nobody needs here
     trial: int
     status: JobStatus
 
@@ -40,9 +40,7 @@ class HookRecorder:
 
     def of(self, job: Job) -> list[str]:
         """Give the hooks that were called for a job, in order, without "on_job_"."""
-        return [
-            call.hook.removeprefix("on_job_") for call in self.calls if call.index == job.index
-        ]
+        return [call.hook.removeprefix("on_job_") for call in self.calls if call.index == job.index]
 
     def counts(self, hook: str) -> dict[int, int]:
         """Give how often a hook was called, by index of the job."""

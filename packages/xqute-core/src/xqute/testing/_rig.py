@@ -1,4 +1,4 @@
-"""What a promise is tried with: schedulers and runs made as the contract's class says, and deadlines."""
+"""What a promise is tried with: schedulers and runs as the contract's class makes them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ from ..xqute import Xqute
 if TYPE_CHECKING:
     from ._contract import SchedulerContract
 
-__all__ = ["Rig", "bash", "marker", "until"]
+__all__ = ["Backend", "Rig", "TooLateError", "bash", "marker", "replace", "until"]
+
+
+class TooLateError(AssertionError):
+    """What should have happened has not, within the time there was for it."""
 
 
 def bash(script: str, *args: str) -> list[str]:
@@ -40,7 +44,7 @@ async def until(
     """Return when `fact()` is true.
 
     Raises:
-        AssertionError: With `what`, if it is not within `deadline_s`.
+        TooLateError: With `what`, if it is not within `deadline_s`.
     """
     deadline = time.monotonic() + deadline_s
     pause_s = 0.001
@@ -50,13 +54,14 @@ async def until(
             holds = await holds
         if holds:
             return
-        assert time.monotonic() < deadline, f"not so within {deadline_s:g} s: {what}"
+        if time.monotonic() > deadline:
+            raise TooLateError(f"not so within {deadline_s:g} s: {what}")
         await asyncio.sleep(pause_s)
         pause_s = min(pause_s * 1.5, 0.05)
 
 
 def _class_that_makes(make: Callable[..., Scheduler]) -> type[Scheduler]:
-    """Give what `Xqute` can call like a class, and what passes for one: it makes other schedulers."""
+    """Give what `Xqute` can call like a class and takes for one; it makes other schedulers."""
 
     class Made(Scheduler):
         name = "made"
@@ -65,6 +70,15 @@ def _class_that_makes(make: Callable[..., Scheduler]) -> type[Scheduler]:
             return make(*args, **keywords)
 
     return Made
+
+
+def replace(scheduler: Scheduler, name: str, value: Any) -> None:
+    """Set an attribute of one scheduler, or put a function in the place of one of its methods.
+
+    Raises:
+        AttributeError: If its class has slots and no `__dict__`.
+    """
+    setattr(scheduler, name, value)
 
 
 class Rig:
@@ -88,27 +102,21 @@ class Rig:
         """Give the like of this with another workdir."""
         return Rig(self.contract, self._tmp_path, "elsewhere")
 
-    def replace(self, scheduler: Scheduler, name: str, value: Any) -> None:
-        """Set an attribute of one scheduler, or put a function in the place of one of its methods.
-
-        Raises:
-            AttributeError: If its class has slots and no `__dict__`.
-        """
-        setattr(scheduler, name, value)
-
     # --- with an engine ------------------------------------------------------------------------
 
     def xqute(self, **keywords: Any) -> Xqute:
         """Make a run over a scheduler of the contract's; keywords as for `Xqute`."""
         cls = _class_that_makes(self._make)
-        return Xqute(cls, workdir=self.workdir, scheduler_opts=keywords.pop("opts", None), **keywords)
+        return Xqute(
+            cls, workdir=self.workdir, scheduler_opts=keywords.pop("opts", None), **keywords
+        )
 
     @asynccontextmanager
     async def running(self, **keywords: Any) -> AsyncIterator[Xqute]:
         """Make a run, and wait at the end of the block until all its jobs have ended.
 
         Raises:
-            AssertionError: If they have not within the contract's `deadline_s`.
+            TooLateError: If they have not within the contract's `deadline_s`.
         """
         xq = self.xqute(**keywords)
         deadline_s = self.contract.deadline_s
@@ -116,7 +124,7 @@ class Rig:
             async with asyncio.timeout(deadline_s), xq:
                 yield xq
         except TimeoutError as exc:
-            raise AssertionError(f"not over within {deadline_s:g} s: {xq!r}") from exc
+            raise TooLateError(f"not over within {deadline_s:g} s: {xq!r}") from exc
 
     async def run(self, *commands: CommandType | Job, **keywords: Any) -> list[Job]:
         """Run commands to their end; give their jobs."""
@@ -156,12 +164,14 @@ class Rig:
 
     @asynccontextmanager
     async def backend(self, **keywords: Any) -> AsyncIterator[Backend]:
-        """Make a scheduler without an engine; what was submitted is killed at the end of the block."""
+        """Make a scheduler without an engine; what it was given is killed at the end."""
         backend = Backend(self, self.scheduler(**keywords))
         async with backend.scheduler:
             try:
                 async with asyncio.timeout(self.contract.deadline_s):
                     yield backend
+            except TimeoutError as exc:
+                raise TooLateError(f"nothing came of it: {backend.jobs}") from exc
             finally:
                 await backend.scheduler.kill_jobs(backend.jobs)
                 await backend.scheduler.kill_jobs(backend.jobs, force=True)
@@ -169,7 +179,7 @@ class Rig:
     # --- what is asked -------------------------------------------------------------------------
 
     async def until(self, fact: Callable[[], bool | Awaitable[bool]], what: str) -> None:
-        """Return when `fact()` is true; an AssertionError with `what` after the deadline."""
+        """Return when `fact()` is true; `TooLateError` with `what` after the deadline."""
         await until(fact, what, self.contract.deadline_s)
 
     def command(self, *rcs: int, runs_s: float = 0.0) -> CommandType:

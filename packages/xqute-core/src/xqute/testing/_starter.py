@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -57,10 +58,8 @@ async def start_and_die(
                 if line == b"submitted\n":
                     break
     finally:
-        try:
+        with suppress(ProcessLookupError):  # it has ended by itself
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         await process.communicate()
     assert said.endswith(b"submitted\n"), f"the other driver did not submit:\n{said.decode()}"
 

@@ -11,7 +11,7 @@ import pytest
 from ... import _protocol
 from ...defaults import JobOutcome, JobStatus
 from .._needs import Needs, needs
-from .._rig import Rig, bash, marker
+from .._rig import Rig, bash, marker, replace
 from .._starter import start_and_die
 
 _APPENDS = 'echo run >>"$XQUTE_JOB_METADIR/runs"'
@@ -41,7 +41,7 @@ class ClaimPromises:
 
     @needs(Needs.COMMANDS)
     async def test_a_revoked_attempt_never_runs(self, rig: Rig) -> None:
-        """Once the driver holds the start claim, the command cannot start, however late it is tried.
+        """Once the driver holds the start claim, the command cannot start, however late.
 
         Looking something up never proves that it will not start later; this does.
         """
@@ -78,7 +78,7 @@ class ClaimPromises:
 
     @needs(Needs.COMMANDS)
     async def test_a_late_end_changes_nothing(self, rig: Rig) -> None:
-        """Once the driver holds the end claim, what the attempt does later is not its truth any more."""
+        """Once the driver holds the end claim, what the attempt does later counts no more."""
         script = f"echo ready; {_WAITS}; exit 7"
         async with rig.backend() as backend:
             scheduler = backend.scheduler
@@ -98,7 +98,7 @@ class ClaimPromises:
         """
         script = f"echo ready; {_WAITS}; exit 7"
         async with rig.running() as xq:
-            rig.replace(xq.scheduler, "lost_grace_s", 1.0)
+            replace(xq.scheduler, "lost_grace_s", 1.0)
             job = await rig.feed_ready(xq, bash(script))
             with _HiddenEnds() as ends:
                 job.write_file("go", "")

@@ -12,7 +12,25 @@ from .._rig import Rig, bash
 HARD_WORDS = (
     *("plain", 'say "hi"', "it's", "$HOME", "${HOME}", "`id`", "$(id)", "a\nb", "a\n", "\n", "\t"),
     *("", " ", "  two  blanks  ", "*", "?", "[a-z]", "{a,b}", "~", "-n", "-e", "--", "--help", "%"),
-    *("%s", "\\", "\\n", "\\0", "!", "!!", "#", ";", "&", "&&", "|", "<", ">", "(", ")", "=", "a=b"),
+    *(
+        "%s",
+        "\\",
+        "\\n",
+        "\\0",
+        "!",
+        "!!",
+        "#",
+        ";",
+        "&",
+        "&&",
+        "|",
+        "<",
+        ">",
+        "(",
+        ")",
+        "=",
+        "a=b",
+    ),
     *("é", "\u2028", "\U0001f600", "\udcff", "\udcc3(", "\x01", "\x1b[0m", "\x7f", "\r\n"),
 )
 #: The longest argument that a system takes: 32 pages without the NUL at its end.
@@ -54,7 +72,7 @@ class CommandPromises:
 
     @needs(Needs.COMMANDS)
     async def test_environment_values_arrive_byte_for_byte(self, rig: Rig) -> None:
-        """Variables of a job are the command's as they are, newlines and bytes that are no text too."""
+        """Variables of a job are the command's as they are, newlines and arbitrary bytes too."""
         envs = {f"KIT_{number}": word for number, word in enumerate(HARD_WORDS)}
         async with rig.running() as xq:
             job = await xq.feed(
@@ -72,7 +90,7 @@ class CommandPromises:
 
     @needs(Needs.COMMANDS)
     async def test_the_command_runs_in_cwd(self, rig: Rig) -> None:
-        """`cwd` is where commands run, as the job sees it; that of a job goes before the scheduler's."""
+        """`cwd` is where commands run, as jobs see it; a job's goes before the scheduler's."""
         async with rig.running(opts={"cwd": "/usr"}) as xq:
             scheduler_s = await xq.feed(["pwd"])
             job_s = await xq.feed(["pwd"], cwd="/")
@@ -80,7 +98,7 @@ class CommandPromises:
 
     @needs(Needs.COMMANDS)
     async def test_a_cwd_that_is_not_there_fails_the_job(self, rig: Rig) -> None:
-        """A command never runs where it was not meant to: the job fails, and its stderr says why."""
+        """A command never runs where it was not meant to: the job fails, and says why."""
         async with rig.running(opts={"cwd": "/xqute-kit-no-such-folder"}) as xq:
             job = await xq.feed(bash("echo ran"))
         assert job.rc > 0
@@ -89,7 +107,7 @@ class CommandPromises:
 
     @needs(Needs.COMMANDS)
     async def test_standard_input_is_empty(self, rig: Rig) -> None:
-        """stdin is /dev/null: a command that reads ends, instead of waiting for a terminal."""
+        """Stdin is /dev/null: a command that reads ends, instead of waiting for a terminal."""
         [job] = await rig.run(bash("[[ /dev/stdin -ef /dev/null ]] || exit 3; cat"))
         assert (job.rc, rig.output(job)) == (0, b"")
 
@@ -104,17 +122,20 @@ class CommandPromises:
     @needs(Needs.COMMANDS)
     async def test_much_output_is_kept_whole(self, rig: Rig) -> None:
         """A mebibyte of output is all there when the job has ended."""
-        [job] = await rig.run(bash('for ((n = 0; n < 16384; n++)); do printf "%063d\\n" "$n"; done'))
+        [job] = await rig.run(
+            bash('for ((n = 0; n < 16384; n++)); do printf "%063d\\n" "$n"; done')
+        )
         assert rig.output(job) == b"".join(b"%063d\n" % n for n in range(16384))
 
     @needs(Needs.COMMANDS)
     async def test_a_job_is_told_who_it_is(self, rig: Rig) -> None:
-        """XQUTE_JOB_INDEX, _METADIR, _JOB_METADIR and _JOB_TRIAL are set, the folders as the job sees them.
+        """XQUTE_JOB_INDEX, XQUTE_METADIR, XQUTE_JOB_METADIR and XQUTE_JOB_TRIAL are set.
 
-        What a job puts into its folder is found there by whoever fed it.
+        The folders are named as the job sees them: what it puts into its folder is found there.
         """
         script = (
-            'printf "%s\\n" "$XQUTE_JOB_INDEX" "$XQUTE_METADIR" "$XQUTE_JOB_METADIR" "$XQUTE_JOB_TRIAL"\n'
+            'printf "%s\\n" "$XQUTE_JOB_INDEX" "$XQUTE_METADIR" '
+            '"$XQUTE_JOB_METADIR" "$XQUTE_JOB_TRIAL"\n'
             'printf found >"$XQUTE_JOB_METADIR/note"'
         )
         async with rig.running() as xq:

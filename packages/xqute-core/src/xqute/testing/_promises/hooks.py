@@ -121,8 +121,10 @@ class HookPromises:
         assert recorder.of(job) == ["init", *_ATTEMPT, "succeeded"]
 
     async def test_hooks_are_called_again_at_a_retry(self, rig: Rig) -> None:
-        """Each once per attempt, init once. While another follows, the status is RETRYING, and
-        `trial_count` names the attempt that failed.
+        """Each once per attempt, init once.
+
+        While another attempt follows, the status is RETRYING, and `trial_count` names the one that
+        failed.
         """
         recorder = HookRecorder()
         [job] = await rig.run(
@@ -159,7 +161,7 @@ class HookPromises:
             assert recorder.of(job) == ["init", *_ATTEMPT, "succeeded"]
 
     async def test_a_plugin_may_object_to_a_submission(self, rig: Rig) -> None:
-        """False from `on_job_submitting`: the job is cancelled, and the run does not wait for it."""
+        """False from `on_job_submitting`: the job is cancelled, and not waited for."""
         recorder = HookRecorder()
         objects = _Objects("on_job_submitting")
         [job] = await rig.run(rig.command(0), plugins=[objects, recorder])
@@ -167,7 +169,7 @@ class HookPromises:
         assert recorder.of(job) == ["init", "queued", "submitting"]
 
     async def test_a_plugin_may_submit_by_itself(self, rig: Rig) -> None:
-        """False, with SUBMITTED and an id set: what the plugin has submitted is watched to its end."""
+        """False, with SUBMITTED and an id set: what it has submitted is watched to its end."""
         objects = _Objects("on_job_submitting", submits=True)
         jobs = await rig.run(rig.command(0), rig.command(7), plugins=[objects])
         assert [job.rc for job in jobs] == [0, 7]
@@ -182,7 +184,7 @@ class HookPromises:
         assert (job.outcome, job.rc) == (JobOutcome.SUCCEEDED, 0)
 
     async def test_a_plugin_may_judge_a_success_a_failure(self, rig: Rig) -> None:
-        """FAILED, set in `on_job_succeeded`, counts: `on_job_failed` follows. The exit code stays."""
+        """FAILED, set in `on_job_succeeded`, counts: `on_job_failed` follows, the rc stays."""
         recorder = HookRecorder()
         sets = _Sets("on_job_succeeded", JobStatus.FAILED)
         [job] = await rig.run(rig.command(0), plugins=[sets, recorder])

@@ -9,7 +9,15 @@ from ...defaults import JobCause, JobOutcome, JobStatus
 from ...errors import SchedulerError
 from ...job import Job
 from .._needs import Needs, needs
-from .._rig import Rig, bash, marker
+from .._rig import Rig, bash, marker, replace
+
+#: What a command may leave behind.
+_KIN = (
+    '(exec -a "$1-child" sleep 60) &\n',
+    '(trap "" TERM; exec -a "$1-deaf" sleep 60) &\n',
+    '((exec -a "$1-orphan" sleep 60) &)\n',
+    'set -m; (exec -a "$1-group" sleep 60) & set +m\n',
+)
 
 
 class KillPromises:
@@ -46,20 +54,16 @@ class KillPromises:
 
     @needs(Needs.COMMANDS, Needs.PROCESSES)
     async def test_a_kill_leaves_nothing_behind(self, rig: Rig) -> None:
-        """No process of the command's session lives on: not its children, nor those that ignore
-        TERM, nor those in a process group of their own, nor those whose parent is gone.
+        """No process of the command's session lives on.
+
+        Not its children, nor those that ignore TERM, nor those in a process group of their own, nor
+        those whose parent is gone.
         """
         word = marker()
-        script = (
-            '(exec -a "$1-child" sleep 60) &\n'
-            '(trap "" TERM; exec -a "$1-deaf" sleep 60) &\n'
-            '((exec -a "$1-orphan" sleep 60) &)\n'
-            'set -m; (exec -a "$1-group" sleep 60) & set +m\n'
-            'echo ready; exec -a "$1-leader" sleep 60'
-        )
+        script = "".join([*_KIN, 'echo ready; exec -a "$1" sleep 60'])
         async with rig.running() as xq:
             job = await rig.feed_ready(xq, bash(script, word))
-            await rig.until(lambda: len(rig.find_processes(word)) >= 5, "all five run")
+            await rig.until(lambda: len(rig.find_processes(word)) == len(_KIN) + 1, "all run")
             await xq.scheduler.kill_job_and_update_status(job)
         assert job.outcome == JobOutcome.KILLED
         await rig.until(lambda: not rig.find_processes(word), "its processes are gone")
@@ -99,12 +103,10 @@ class KillPromises:
         assert job.outcome == JobOutcome.KILLED
 
     async def test_many_are_killed_at_once(self, rig: Rig) -> None:
-        """Killing twenty takes no longer than the slowest of them, and each is told."""
+        """Twenty kills at a time: each job ends by it, and is told so."""
         async with rig.running(forks=20) as xq:
             jobs = [await xq.feed(rig.command(0, runs_s=60)) for _ in range(20)]
-            await rig.until(
-                lambda: all(job.status is JobStatus.RUNNING for job in jobs), "all run"
-            )
+            await rig.until(lambda: all(job.status is JobStatus.RUNNING for job in jobs), "all run")
             await xq.scheduler.kill_running_jobs(jobs)
             assert [job.outcome for job in jobs] == [JobOutcome.KILLED] * 20
 
@@ -123,11 +125,11 @@ class KillPromises:
             job = await rig.feed_running(xq, rig.command(0, runs_s=60))
             kill_jobs = xq.scheduler.kill_jobs
 
-            async def fails_once(jobs: Sequence[Job], force: bool = False) -> None:
-                rig.replace(xq.scheduler, "kill_jobs", kill_jobs)
+            async def fails_once(_jobs: Sequence[Job], _force: bool = False) -> None:
+                replace(xq.scheduler, "kill_jobs", kill_jobs)
                 raise SchedulerError("the controller is away")
 
-            rig.replace(xq.scheduler, "kill_jobs", fails_once)
+            replace(xq.scheduler, "kill_jobs", fails_once)
             await xq.scheduler.kill_job_and_update_status(job)
         assert job.outcome == JobOutcome.KILLED
 

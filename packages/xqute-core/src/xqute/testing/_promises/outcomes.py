@@ -34,7 +34,7 @@ class OutcomePromises:
 
     @needs(Needs.COMMANDS)
     async def test_a_death_by_signal_is_told(self, rig: Rig) -> None:
-        """rc is 128 + the signal's number, the cause SIGNAL, and the reason names the signal."""
+        """Rc is 128 + the signal's number, the cause SIGNAL, and the reason names the signal."""
         scripts = [bash(f"ulimit -c 0; kill -s {name} $$; sleep 9") for name in _SIGNALS]
         jobs = await rig.run(*scripts, forks=3)
         assert [job.rc for job in jobs] == [128 + number for number in _SIGNALS.values()]
@@ -76,9 +76,7 @@ class OutcomePromises:
         """Each running job has a native id, and no two have the same."""
         async with rig.running(forks=8) as xq:
             jobs = [await xq.feed(rig.command(0, runs_s=60)) for _ in range(8)]
-            await rig.until(
-                lambda: all(job.status is JobStatus.RUNNING for job in jobs), "all run"
-            )
+            await rig.until(lambda: all(job.status is JobStatus.RUNNING for job in jobs), "all run")
             ids = [str(job.jid) for job in jobs]
             xq.cancel()
         assert len(set(ids)) == len(jobs)

@@ -8,8 +8,9 @@ from ...defaults import JobOutcome
 from ...errors import SchedulerError
 from ...job import Job
 from ...scheduler import BackendState, Phase
-from .._rig import Rig
+from .._rig import Rig, replace
 
+_MANY_TIMES = 5
 _THERE = frozenset({Phase.PENDING, Phase.RUNNING})
 
 
@@ -73,17 +74,17 @@ class PollPromises:
         async with rig.running(forks=2) as xq:
             poll_jobs = xq.scheduler.poll_jobs
 
-            async def fails(jobs: Sequence[Job]) -> Mapping[Job, BackendState]:
+            async def fails(_jobs: Sequence[Job]) -> Mapping[Job, BackendState]:
                 nonlocal n_asked
                 n_asked += 1
-                if n_asked > 4:
-                    rig.replace(xq.scheduler, "poll_jobs", poll_jobs)
+                if n_asked == _MANY_TIMES:
+                    replace(xq.scheduler, "poll_jobs", poll_jobs)
                 if n_asked % 2:
                     raise SchedulerError("the controller is away")
                 return {}
 
-            rig.replace(xq.scheduler, "poll_jobs", fails)
-            rig.replace(xq.scheduler, "recheck_interval", 0.02)
+            replace(xq.scheduler, "poll_jobs", fails)
+            replace(xq.scheduler, "recheck_interval", 0.02)
             jobs = [await xq.feed(rig.command(rc, runs_s=0.5)) for rc in (0, 5)]
         assert n_asked > 1
         assert [job.outcome for job in jobs] == [JobOutcome.SUCCEEDED, JobOutcome.FAILED]

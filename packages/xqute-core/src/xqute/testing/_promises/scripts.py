@@ -13,7 +13,9 @@ from .._rig import Rig, bash
 class _Inserts:
     """A plugin that puts code into the wrapper."""
 
-    def __init__(self, name: str, priority: int, init: str = "", prep: str = "", end: str = "") -> None:
+    def __init__(
+        self, name: str, priority: int, init: str = "", prep: str = "", end: str = ""
+    ) -> None:
         self.name = f"inserts-{name}"
         self.priority = priority
         self._init, self._prep, self._end = init, prep, end
@@ -61,7 +63,7 @@ class ScriptPromises:
 
     @needs(Needs.COMMANDS)
     async def test_a_plugin_may_replace_the_command(self, rig: Rig) -> None:
-        """`$cmd` is bash code that may be changed before it runs: to time it, to put it in a container."""
+        """`$cmd` is bash code that may be changed before it runs: to time it, to contain it."""
         wraps = _Inserts("wraps", 1, prep='cmd="echo replaced; $cmd"')
         [job] = await rig.run(["echo", "a  b"], plugins=[wraps])
         assert rig.output(job) == b"replaced\na  b\n"
@@ -100,7 +102,8 @@ class ScriptPromises:
     async def test_the_end_is_told_after_the_postscript(self, rig: Rig) -> None:
         """Who reads that a job has ended may take its outputs: nothing of it runs any more."""
         script = (
-            'cat "$XQUTE_JOB_METADIR/job.status"\n[[ -e $XQUTE_JOB_METADIR/job.rc ]] && echo " rc"\n'
+            'cat "$XQUTE_JOB_METADIR/job.status"\n'
+            '[[ -e $XQUTE_JOB_METADIR/job.rc ]] && echo " rc"\n'
         )
         inserts = _Inserts("asks", 1, end=script)
         [job] = await rig.run(bash("exit 0"), plugins=[inserts], opts={"postscript": script})

@@ -1,0 +1,255 @@
+"""The local scheduler: what a job gets from its driver, what it leaves, and how its end is told."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+
+import pytest
+
+from xqute import JobOutcome, JobStatus, Xqute
+
+pytestmark = pytest.mark.usefixtures("job_processes")
+
+
+async def _run(tmp_path, *commands, **keywords):
+    xq = Xqute(workdir=tmp_path / "w", **keywords)
+    for command in commands:
+        await xq.put(command)
+    await asyncio.wait_for(xq.run_until_complete(), 30)
+    return xq.jobs
+
+
+# --- what a job gets ----------------------------------------------------------------------------
+
+
+async def test_stdin_is_dev_null(tmp_path):
+    jobs = await _run(tmp_path, "readlink /proc/self/fd/0", "cat")
+    assert jobs[0].stdout_file.read_text() == "/dev/null\n"
+    assert (jobs[1].rc, jobs[1].stdout_file.read_text()) == (0, "")
+
+
+async def test_stdout_and_stderr_go_to_their_files_as_bytes(tmp_path):
+    (job,) = await _run(tmp_path, ["bash", "-c", r"printf 'a\xff\0b'; printf 'e\xfe' >&2"])
+    assert job.stdout_file.read_bytes() == b"a\xff\0b"
+    assert job.stderr_file.read_bytes() == b"e\xfe"
+
+
+#: The descriptor by which bash reads the folder is closed when it looks.
+LIST_FDS = ["bash", "-c", "for fd in /proc/$$/fd/*; do [[ -L $fd ]] && echo ${fd##*/}; done"]
+
+
+async def test_no_descriptor_of_the_driver_is_inherited(tmp_path):
+    xq = Xqute(workdir=tmp_path, forks=2)
+    plain = await xq.put(LIST_FDS)
+    await plain.wait()
+    # One that is inheritable, and opened when jobs have run already.
+    fd = os.open(tmp_path, os.O_RDONLY)
+    os.set_inheritable(fd, True)  # noqa: FBT003
+    try:
+        jobs = [plain, await xq.put(LIST_FDS), await xq.put(LIST_FDS)]
+        await xq.run_until_complete()
+    finally:
+        os.close(fd)
+    for job in jobs:
+        assert sorted(map(int, job.stdout_file.read_text().split())) == [0, 1, 2]
+
+
+async def test_sigpipe_ends_a_job_as_it_does_in_a_shell(tmp_path):
+    assert signal.getsignal(signal.SIGPIPE) == signal.SIG_IGN
+    (job,) = await _run(tmp_path, ["bash", "-c", "kill -PIPE $$; echo survived"])
+    assert (job.rc, job.stdout_file.read_text()) == (128 + signal.SIGPIPE, "")
+
+
+async def test_signals_that_the_driver_ignores_or_blocks_are_default_for_a_job(tmp_path):
+    ignored = [signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGXFSZ]
+    before = {sig: signal.signal(sig, signal.SIG_IGN) for sig in ignored if sig != signal.SIGINT}
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2, signal.SIGTERM])
+    try:
+        jobs = await _run(
+            tmp_path, *(["bash", "-c", f"kill -{sig.name[3:]} $$; echo survived"] for sig in ignored)
+        )
+        (mask,) = await _run(tmp_path / "2", ["grep", "-E", "^Sig(Blk|Ign)", "/proc/self/status"])
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        for sig, handler in before.items():
+            signal.signal(sig, handler)
+    assert [job.rc for job in jobs] == [128 + sig for sig in ignored]
+    assert {int(line.split()[1], 16) for line in mask.stdout_file.read_text().splitlines()} == {0}
+
+
+async def test_the_environment_of_the_driver_is_inherited(tmp_path, monkeypatch):
+    monkeypatch.setenv("OF_THE_DRIVER", "there")
+    (job,) = await _run(tmp_path, ["bash", "-c", "echo $OF_THE_DRIVER"])
+    assert job.stdout_file.read_text() == "there\n"
+
+
+async def test_a_hijacking_environment_cannot_harm_the_wrapper(tmp_path, monkeypatch):
+    (tmp_path / "rc").write_text("echo hijacked; exit 9")
+    monkeypatch.setenv("BASH_ENV", str(tmp_path / "rc"))
+    monkeypatch.setenv("SHELLOPTS", "errexit:nounset")
+    monkeypatch.setenv("BASH_FUNC_printf%%", "() { exit 8; }")
+    monkeypatch.setenv("BASH_FUNC_trap%%", "() { exit 8; }")
+    jobs = await _run(tmp_path, "echo hi", "false")
+    assert [job.rc for job in jobs] == [0, 1]
+    assert jobs[0].stdout_file.read_text() == "hi\n"
+
+
+async def test_a_job_is_a_session_and_a_group_of_its_own(tmp_path):
+    (job,) = await _run(tmp_path, ["bash", "-c", "read -ra s </proc/self/stat; echo ${s[4]} ${s[5]}"])
+    group, session = job.stdout_file.read_text().split()
+    assert group == session == str(job.jid)
+    assert int(session) != os.getsid(0)
+
+
+# --- exit codes ---------------------------------------------------------------------------------
+
+
+async def test_exit_codes_are_exact(tmp_path):
+    codes = [0, 1, 2, 3, 42, 119, 120, 121, 122, 123, 124, 125, 126, 127, 128, 129, 137, 143, 200, 255]
+    jobs = await _run(tmp_path, *(["bash", "-c", f"exit {code}"] for code in codes), forks=4)
+    assert [job.rc for job in jobs] == codes
+    assert [job.outcome for job in jobs] == [
+        JobOutcome.FAILED if code else JobOutcome.SUCCEEDED for code in codes
+    ]
+    assert jobs[4].cause == "EXIT_CODE"
+    assert "42" in jobs[4].reason
+
+
+@pytest.mark.parametrize("sig", ["TERM", "KILL", "SEGV", "INT", "HUP", "USR1", "ABRT"])
+async def test_a_death_by_signal_n_is_128_plus_n(tmp_path, sig):
+    number = signal.Signals[f"SIG{sig}"]
+    (job,) = await _run(tmp_path, ["bash", "-c", f"ulimit -c 0; kill -{sig} $$"])
+    assert (job.rc, job.outcome, job.cause) == (128 + number, JobOutcome.FAILED, "SIGNAL")
+    assert f"SIG{sig}" in job.reason
+
+
+async def test_a_command_killed_from_outside_has_failed_with_cause_signal(tmp_path, until):
+    xq = Xqute(workdir=tmp_path)
+    job = await xq.put(["bash", "-c", "echo $$; exec sleep 60"])
+    pid = await until(lambda: job.stdout_file.exists() and job.stdout_file.read_text())
+    os.kill(int(pid), signal.SIGKILL)
+    await xq.run_until_complete()
+    assert (job.rc, job.outcome, job.cause) == (137, JobOutcome.FAILED, "SIGNAL")
+
+
+@pytest.mark.parametrize("prescript", ["", "true"], ids=["plain", "hooked"])
+async def test_a_wrapper_killed_from_outside_takes_the_job_with_it(
+    tmp_path, until, job_processes, prescript
+):
+    xq = Xqute(workdir=tmp_path, scheduler_opts={"prescript": prescript})
+    job = await xq.put(["bash", "-c", "echo ready; sleep 60"])
+    await until(lambda: job.stdout_file.exists() and job.stdout_file.read_text())
+    os.kill(int(job.jid), signal.SIGKILL)
+    await asyncio.wait_for(xq.run_until_complete(), 10)
+    assert (job.rc, job.outcome, job.cause) == (137, JobOutcome.FAILED, "SIGNAL")
+    assert job.status is JobStatus.FAILED
+    assert job.rc_file.read_text() == "137"
+    assert job_processes() == []
+
+
+async def test_such_a_death_is_tried_again_under_retry(tmp_path, until):
+    xq = Xqute(workdir=tmp_path, error_strategy="retry", num_retries=1)
+    job = await xq.put(["bash", "-c", "((XQUTE_JOB_TRIAL)) || { echo ready; sleep 60; }"])
+    await until(lambda: job.stdout_file.exists() and job.stdout_file.read_text())
+    os.kill(int(job.jid), signal.SIGKILL)
+    await asyncio.wait_for(xq.run_until_complete(), 10)
+    assert (job.trial_count, job.outcome) == (1, JobOutcome.SUCCEEDED)
+
+
+# --- many ---------------------------------------------------------------------------------------
+
+
+async def test_a_thousand_jobs_all_succeed(tmp_path):
+    xq = Xqute(workdir=tmp_path, forks=8)
+    for _ in range(1000):
+        await xq.put("true")
+    await xq.run_until_complete()
+    assert len(xq.jobs) == 1000
+    assert {(job.outcome, job.rc, job.status) for job in xq.jobs} == {
+        (JobOutcome.SUCCEEDED, 0, JobStatus.FINISHED)
+    }
+
+
+async def test_no_thread_is_made_for_a_child(tmp_path, until):
+    xq = Xqute(workdir=tmp_path, forks=20)
+    before = threading.active_count()
+    for _ in range(20):
+        await xq.put("sleep 60")
+    await until(lambda: {job.status for job in xq.jobs} == {JobStatus.RUNNING})
+    assert threading.active_count() <= before + 1
+    xq.cancel()
+    await xq.run_until_complete()
+
+
+async def test_jobs_run_side_by_side(tmp_path):
+    """Each of eight waits until all eight are there."""
+    folder = tmp_path / "there"
+    folder.mkdir()
+    wait = f"touch {folder}/$XQUTE_JOB_INDEX; until [[ $(ls {folder} | wc -l) == 8 ]]; do sleep 0.01; done"
+    jobs = await _run(tmp_path, *[["bash", "-c", wait]] * 8, forks=8)
+    assert {job.outcome for job in jobs} == {JobOutcome.SUCCEEDED}
+
+
+def test_few_descriptors_are_enough_for_many_jobs(start_driver):
+    driver = start_driver(
+        """
+        import json, resource, xqute
+        resource.setrlimit(resource.RLIMIT_NOFILE, (32, 64))
+        commands = [["bash", "-c", f"sleep 0.2; ulimit -Sn; exit {n % 3}"] for n in range(80)]
+        jobs = xqute.run(commands, workdir="w", forks=60)
+        print(json.dumps([
+            [job.rc for job in jobs] == [n % 3 for n in range(80)],
+            sorted({job.stdout_file.read_text() for job in jobs}),
+        ]))
+        """
+    )
+    assert driver.finish() == [True, ["32\n"]]
+
+
+@pytest.mark.parametrize("how", ["missing", "failing"])
+async def test_without_pidfd_it_works_too(tmp_path, monkeypatch, how):
+    def fail(pid, flags=0):
+        raise OSError(38, "Function not implemented")
+
+    if how == "missing":
+        monkeypatch.delattr(os, "pidfd_open")
+    else:
+        monkeypatch.setattr(os, "pidfd_open", fail)
+    jobs = await _run(
+        tmp_path, *(["bash", "-c", f"exit {n}"] for n in range(6)), "sleep 0.1", forks=3
+    )
+    assert [job.rc for job in jobs] == [0, 1, 2, 3, 4, 5, 0]
+
+
+@pytest.mark.parametrize("ignore", ["signal.SIG_IGN", "reap"])
+def test_a_host_program_that_reaps_every_child_loses_no_exit_code(start_driver, ignore):
+    driver = start_driver(
+        """
+        import json, os, signal, sys, xqute
+        def reap(number, frame):
+            try:
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+            except ChildProcessError:
+                pass
+        signal.signal(signal.SIGCHLD, eval(sys.argv[1]))
+        jobs = xqute.run([["bash", "-c", f"exit {n}"] for n in range(8)], workdir="w", forks=3)
+        print(json.dumps([job.rc for job in jobs]))
+        """,
+        ignore,
+    )
+    assert driver.finish() == list(range(8))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
+async def test_a_run_leaves_no_descriptor_and_no_zombie(tmp_path):
+    await _run(tmp_path / "warm", "true")
+    before = sorted(os.listdir("/proc/self/fd"))
+    await _run(tmp_path, "true", "false", forks=2)
+    assert sorted(os.listdir("/proc/self/fd")) == before
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
