@@ -73,10 +73,9 @@ class ProcessTable:
         if self._sweep is not None:
             self._sweep.cancel()
             self._sweep = None
-        for pidfd, child in self._by_pidfd.items():
-            os.close(pidfd)
+        for pidfd, child in list(self._by_pidfd.items()):
             self._children[child.pid] = child._replace(pidfd=None)
-        self._by_pidfd.clear()
+            self._close_pidfd(pidfd)
         if self._epoll is not None:
             if self._loop is not None and not self._loop.is_closed():
                 self._loop.remove_reader(self._epoll.fileno())
@@ -120,6 +119,17 @@ class ProcessTable:
         self._epoll.register(pidfd, select.EPOLLIN)
         return pidfd
 
+    def _close_pidfd(self, pidfd: int) -> None:
+        """Close the pidfd of a child; taking it out of the epoll first is not for nothing.
+
+        A child that is just being executed holds a copy of every descriptor for a moment, and with
+        it the registration: the next pidfd of that number would be told of twice.
+        """
+        del self._by_pidfd[pidfd]
+        if self._epoll is not None:
+            self._epoll.unregister(pidfd)
+        os.close(pidfd)
+
     def is_running(self, pid: int, job: Job) -> bool | None:
         """Tell whether a child still runs; None if `pid` is not a child that runs this job."""
         child = self._children.get(pid)
@@ -149,7 +159,8 @@ class ProcessTable:
     def _on_readable(self) -> None:
         if self._epoll is None:
             return
-        self._reap([self._by_pidfd[fd] for fd, _ in self._epoll.poll(0) if fd in self._by_pidfd])
+        ready = {fd for fd, _ in self._epoll.poll(0)}
+        self._reap([self._by_pidfd[fd] for fd in ready if fd in self._by_pidfd])
 
     def _sweep_children(self) -> None:
         unwatched = [child for child in self._children.values() if child.pidfd is None]
@@ -175,8 +186,7 @@ class ProcessTable:
             del self._children[child.pid]
             self._killed.discard(child.pid)
             if child.pidfd is not None:
-                del self._by_pidfd[child.pidfd]
-                os.close(child.pidfd)
+                self._close_pidfd(child.pidfd)
             self._on_exit(child.pid, child.job, rc)
         return len(exited)
 
