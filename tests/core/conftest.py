@@ -1,4 +1,4 @@
-"""What the suites of the core share: waiting for facts, recording hooks, programs, live processes."""
+"""What the suites of the core share: facts to wait for, recorders, programs, live processes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def until():
 
 
 class Recorder:
-    """A plugin that notes which hook was called for which job, and what the job looked like then."""
+    """A plugin that notes which hook was called for which job, and how the job was then."""
 
     def __init__(self, name="recorder"):
         self.name = name
@@ -101,6 +101,20 @@ def make_recorder():
 @pytest.fixture
 def recorder():
     return Recorder()
+
+
+@pytest.fixture
+def make_plugin():
+    """Make a plugin of coroutine functions `f(scheduler, job)`: `make_plugin(on_job_started=f)`."""
+
+    def make(name="acting", **implementations):
+        body = {"name": name}
+        for hook, function in implementations.items():
+            function.__name__ = hook
+            body[hook] = plugin.impl(function)
+        return type("Acting", (), body)()
+
+    return make
 
 
 def _is_alive(pid):

@@ -1,4 +1,4 @@
-"""Plugins that raise, hang on nonsense or break their script: told by name, and nobody else is harmed."""
+"""Plugins that raise, talk nonsense, hang or break a script: told by name, at nobody else's cost."""
 
 from __future__ import annotations
 

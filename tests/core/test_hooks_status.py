@@ -1,36 +1,24 @@
-"""Plugins that take matters into their own hands: statuses set, jobs submitted and killed by themselves."""
+"""Plugins that take matters into their own hands: statuses set, jobs submitted by themselves."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import signal
 
 import pytest
 
-from xqute import JobOutcome, JobStatus, Scheduler, Xqute, plugin
+from xqute import JobOutcome, JobStatus, Scheduler, Xqute
 
 pytestmark = pytest.mark.usefixtures("job_processes")
-
-
-def hooks(**implementations):
-    """A plugin of asynchronous functions `(scheduler, job)`."""
-    body = {"name": "acting"}
-    for name, function in implementations.items():
-        function.__name__ = name
-        body[name] = plugin.impl(function)
-    return type("Acting", (), body)()
 
 
 # --- on_job_submitting --------------------------------------------------------------------------
 
 
-async def test_false_from_on_job_submitting_cancels_the_job(tmp_path, recorder):
+async def test_false_from_on_job_submitting_cancels_the_job(tmp_path, recorder, make_plugin):
     async def veto(scheduler, job):
         return False if job.index == 1 else None
 
-    xq = Xqute(workdir=tmp_path, plugins=[recorder, hooks(on_job_submitting=veto)])
+    xq = Xqute(workdir=tmp_path, plugins=[recorder, make_plugin(on_job_submitting=veto)])
     jobs = [await xq.put("true") for _ in range(3)]
     await xq.run_until_complete()
     assert [job.outcome for job in jobs] == [
@@ -42,14 +30,14 @@ async def test_false_from_on_job_submitting_cancels_the_job(tmp_path, recorder):
     assert recorder.hooks(1) == ["init", "queued", "submitting"]
 
 
-async def test_one_false_is_enough_whatever_others_say(tmp_path):
+async def test_one_false_is_enough_whatever_others_say(tmp_path, make_plugin):
     async def yes(scheduler, job):
         return True
 
     async def no(scheduler, job):
         return False
 
-    one, two, three = (hooks(on_job_submitting=f) for f in (yes, no, yes))
+    one, two, three = (make_plugin(on_job_submitting=f) for f in (yes, no, yes))
     one.name, two.name, three.name = "one", "two", "three"
     xq = Xqute(workdir=tmp_path, plugins=[one, two, three])
     job = await xq.put("true")
@@ -58,11 +46,11 @@ async def test_one_false_is_enough_whatever_others_say(tmp_path):
 
 
 @pytest.mark.parametrize("answer", [None, True])
-async def test_none_and_true_let_the_job_go(tmp_path, answer):
+async def test_none_and_true_let_the_job_go(tmp_path, answer, make_plugin):
     async def say(scheduler, job):
         return answer
 
-    xq = Xqute(workdir=tmp_path, plugins=[hooks(on_job_submitting=say)])
+    xq = Xqute(workdir=tmp_path, plugins=[make_plugin(on_job_submitting=say)])
     job = await xq.put("true")
     await xq.run_until_complete()
     assert job.outcome is JobOutcome.SUCCEEDED
@@ -72,21 +60,23 @@ async def test_none_and_true_let_the_job_go(tmp_path, answer):
     ("status", "outcome"),
     [(JobStatus.FINISHED, JobOutcome.SUCCEEDED), (JobStatus.FAILED, JobOutcome.FAILED)],
 )
-async def test_a_cached_job_is_done_with_the_status_that_the_plugin_set(tmp_path, status, outcome):
+async def test_a_cached_job_is_done_with_the_status_that_the_plugin_set(
+    tmp_path, status, outcome, make_plugin
+):
     async def cached(scheduler, job):
         if job.index != 1:
             return None
         job.status = status
         return False
 
-    xq = Xqute(workdir=tmp_path, plugins=[hooks(on_job_submitting=cached)])
+    xq = Xqute(workdir=tmp_path, plugins=[make_plugin(on_job_submitting=cached)])
     jobs = [await xq.put(["touch", tmp_path / f"ran{n}"]) for n in range(3)]
     await xq.run_until_complete()
     assert (jobs[1].status, jobs[1].outcome) == (status, outcome)
     assert sorted(path.name for path in tmp_path.glob("ran*")) == ["ran0", "ran2"]
 
 
-async def test_a_cached_job_keeps_the_files_and_rc_of_the_run_before(tmp_path):
+async def test_a_cached_job_keeps_the_files_and_rc_of_the_run_before(tmp_path, make_plugin):
     first = Xqute(workdir=tmp_path)
     await first.put("echo result")
     await first.run_until_complete()
@@ -97,20 +87,20 @@ async def test_a_cached_job_keeps_the_files_and_rc_of_the_run_before(tmp_path):
             return False
         return None
 
-    second = Xqute(workdir=tmp_path, plugins=[hooks(on_job_submitting=cached)])
+    second = Xqute(workdir=tmp_path, plugins=[make_plugin(on_job_submitting=cached)])
     job = await second.put("echo other")
     await second.run_until_complete()
     assert (job.rc, job.status) == (0, JobStatus.FINISHED)
     assert job.stdout_file.read_text() == "result\n"
 
 
-async def test_a_job_that_a_plugin_submits_by_itself_is_watched(tmp_path, recorder):
+async def test_a_job_that_a_plugin_submits_by_itself_is_watched(tmp_path, recorder, make_plugin):
     async def submit(scheduler, job):
         job.jid = await scheduler.submit_job(job)
         job.status = JobStatus.SUBMITTED
         return False
 
-    xq = Xqute(workdir=tmp_path, plugins=[recorder, hooks(on_job_submitting=submit)], forks=2)
+    xq = Xqute(workdir=tmp_path, plugins=[recorder, make_plugin(on_job_submitting=submit)], forks=2)
     jobs = [await xq.put(["bash", "-c", f"echo {n}; exit {n}"]) for n in range(3)]
     await asyncio.wait_for(xq.run_until_complete(), 15)
     assert [job.rc for job in jobs] == [0, 1, 2]
@@ -120,7 +110,7 @@ async def test_a_job_that_a_plugin_submits_by_itself_is_watched(tmp_path, record
     assert recorder.hooks(1)[-2:] == ["started", "failed"]
 
 
-async def test_a_job_that_a_plugin_starts_as_a_process_of_its_own_is_watched(tmp_path):
+async def test_a_job_that_a_plugin_starts_as_a_process_of_its_own_is_watched(tmp_path, make_plugin):
     processes = []
 
     async def submit(scheduler, job):
@@ -132,7 +122,7 @@ async def test_a_job_that_a_plugin_starts_as_a_process_of_its_own_is_watched(tmp
         job.status = JobStatus.SUBMITTED
         return False
 
-    xq = Xqute(workdir=tmp_path, plugins=[hooks(on_job_submitting=submit)])
+    xq = Xqute(workdir=tmp_path, plugins=[make_plugin(on_job_submitting=submit)])
     jobs = [await xq.put("sleep 0.3"), await xq.put(["bash", "-c", "exit 6"])]
     await asyncio.wait_for(xq.run_until_complete(), 20)
     for process in processes:
@@ -141,13 +131,15 @@ async def test_a_job_that_a_plugin_starts_as_a_process_of_its_own_is_watched(tmp
     assert [job.rc for job in jobs] == [0, 6]
 
 
-async def test_a_job_that_a_plugin_has_submitted_can_be_killed(tmp_path, until, job_processes):
+async def test_a_job_that_a_plugin_has_submitted_can_be_killed(
+    tmp_path, until, job_processes, make_plugin
+):
     async def submit(scheduler, job):
         job.jid = await scheduler.submit_job(job)
         job.status = JobStatus.SUBMITTED
         return False
 
-    xq = Xqute(workdir=tmp_path, plugins=[hooks(on_job_submitting=submit)])
+    xq = Xqute(workdir=tmp_path, plugins=[make_plugin(on_job_submitting=submit)])
     job = await xq.put("sleep 60")
     await until(lambda: job.status == JobStatus.RUNNING)
     xq.cancel()
@@ -198,7 +190,7 @@ async def test_a_terminal_status_set_from_outside_sticks_and_ends_the_watching(
     assert job.status is status
 
 
-async def test_a_status_set_by_a_polling_plugin_ends_the_watching(tmp_path):
+async def test_a_status_set_by_a_polling_plugin_ends_the_watching(tmp_path, make_plugin):
     async def poll(scheduler, job):
         job.status = JobStatus.FINISHED
 
@@ -208,7 +200,7 @@ async def test_a_status_set_by_a_polling_plugin_ends_the_watching(tmp_path):
     xq = Xqute(
         Remote,
         workdir=tmp_path,
-        plugins=[hooks(on_job_polling=poll, on_job_submitted=started)],
+        plugins=[make_plugin(on_job_polling=poll, on_job_submitted=started)],
     )
     job = await xq.put("true")
     await asyncio.wait_for(xq.run_until_complete(), 10)
@@ -221,176 +213,4 @@ async def test_a_failure_set_from_outside_sticks_under_retry_too(tmp_path, until
     await until(lambda: job.status == JobStatus.SUBMITTED)
     job.status = JobStatus.FAILED
     await asyncio.wait_for(xq.run_until_complete(), 5)
-    assert (job.trial_count, job.status, job.outcome) == (0, JobStatus.FAILED, JobOutcome.FAILED)
-
-
-# --- on_job_killing -----------------------------------------------------------------------------
-
-
-async def test_a_plugin_that_kills_by_itself_and_returns_false_ends_the_job(
-    tmp_path, until, job_processes
-):
-    async def kill(scheduler, job):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(int(job.jid), signal.SIGTERM)
-        return False
-
-    xq = Xqute(workdir=tmp_path, plugins=[hooks(on_job_killing=kill)])
-    job = await xq.put("sleep 60")
-    await until(lambda: job.status == JobStatus.RUNNING)
-    xq.cancel()
-    await asyncio.wait_for(xq.run_until_complete(), 15)
-    assert job.outcome is JobOutcome.KILLED
-    assert job_processes() == []
-
-
-async def test_a_plugin_that_kills_by_itself_and_sets_a_terminal_status_is_believed(
-    tmp_path, until, job_processes
-):
-    async def kill(scheduler, job):
-        await scheduler.kill_job(job)
-        job.status = JobStatus.FINISHED
-        return False
-
-    xq = Xqute(workdir=tmp_path, plugins=[hooks(on_job_killing=kill)])
-    job = await xq.put("sleep 60")
-    await until(lambda: job.status == JobStatus.RUNNING)
-    xq.cancel()
-    await asyncio.wait_for(xq.run_until_complete(), 15)
-    assert job.status is JobStatus.FINISHED
-    assert job_processes() == []
-
-
-async def test_a_job_whose_killing_is_refused_is_watched_on(tmp_path, until, gate):
-    asked = []
-
-    async def refuse(scheduler, job):
-        asked.append(job)
-        return False
-
-    xq = Xqute(workdir=tmp_path, plugins=[hooks(on_job_killing=refuse)])
-    job = await xq.put(gate.command("exit 3"))
-    await until(lambda: job.status == JobStatus.RUNNING)
-    xq.cancel()
-    await until(lambda: asked)
-    assert job.outcome is None
-    gate.open()
-    await xq.run_until_complete()
-    assert (job.rc, job.outcome, job.status) == (3, JobOutcome.FAILED, JobStatus.FAILED)
-
-
-async def test_a_refused_kill_can_be_asked_for_again(tmp_path, until):
-    asked = []
-
-    async def not_yet(scheduler, job):
-        asked.append(job)
-        return False if len(asked) == 1 else None
-
-    xq = Xqute(workdir=tmp_path, plugins=[hooks(on_job_killing=not_yet)])
-    job = await xq.put("sleep 60")
-    await until(lambda: job.status == JobStatus.RUNNING)
-    first = asyncio.create_task(xq.scheduler.kill_job_and_update_status(job))
-    await until(lambda: asked)
-    xq.cancel()
-    await asyncio.wait_for(xq.run_until_complete(), 10)
-    await asyncio.wait_for(first, 10)
-    assert job.outcome is JobOutcome.KILLED
-
-
-# --- on_shutdown --------------------------------------------------------------------------------
-
-
-async def test_false_from_on_shutdown_leaves_the_stopping_to_the_plugin(tmp_path, until, gate):
-    class Stops:
-        name = "stops"
-
-        @plugin.impl
-        def on_shutdown(self, xqute, sig):
-            return False
-
-    xq = Xqute(workdir=tmp_path, plugins=[Stops()])
-    running, waiting = await xq.put(gate.command()), await xq.put("true")
-    await until(lambda: running.status == JobStatus.RUNNING)
-    xq.cancel()
-    task = asyncio.create_task(xq.run_until_complete())
-    await until(lambda: waiting.outcome is not None)
-    assert running.outcome is None
-    gate.open()
-    await task
-    assert (running.outcome, waiting.outcome) == (JobOutcome.SUCCEEDED, JobOutcome.CANCELLED)
-
-
-# --- terminal hooks that judge ------------------------------------------------------------------
-
-
-async def test_finished_to_failed_in_on_job_succeeded_makes_it_a_failure(tmp_path, recorder):
-    async def judge(scheduler, job):
-        job.status = JobStatus.FAILED
-
-    xq = Xqute(workdir=tmp_path, plugins=[recorder, hooks(on_job_succeeded=judge)])
-    job = await xq.put("true")
-    await xq.run_until_complete()
-    assert (job.status, job.outcome) == (JobStatus.FAILED, JobOutcome.FAILED)
-    assert job.prev_status is JobStatus.FINISHED
-    assert recorder.hooks()[-2:] == ["succeeded", "failed"]
-    assert recorder.calls[-1][2] is JobStatus.FAILED
-
-
-async def test_such_a_failure_is_tried_again_under_retry(tmp_path, recorder):
-    async def judge(scheduler, job):
-        if job.trial_count < 2:
-            job.status = JobStatus.FAILED
-
-    xq = Xqute(
-        workdir=tmp_path,
-        plugins=[recorder, hooks(on_job_succeeded=judge)],
-        error_strategy="retry",
-        num_retries=3,
-    )
-    job = await xq.put(["bash", "-c", "echo $XQUTE_JOB_TRIAL"])
-    await xq.run_until_complete()
-    assert (job.status, job.outcome, job.trial_count) == (
-        JobStatus.FINISHED,
-        JobOutcome.SUCCEEDED,
-        2,
-    )
-    failed = [(status, trial) for hook, _, status, trial in recorder.calls if hook == "failed"]
-    assert failed == [(JobStatus.RETRYING, 0), (JobStatus.RETRYING, 1)]
-    assert (job.retry_dir / "1" / "job.stdout").read_text() == "1\n"
-
-
-async def test_such_a_failure_halts_the_run_under_halt(tmp_path):
-    async def judge(scheduler, job):
-        job.status = JobStatus.FAILED
-
-    xq = Xqute(workdir=tmp_path, plugins=[hooks(on_job_succeeded=judge)], error_strategy="halt")
-    job, waiting = await xq.put("true"), await xq.put("true")
-    await xq.run_until_complete()
-    assert xq.halted_by is job
-    assert waiting.outcome is JobOutcome.CANCELLED
-
-
-async def test_a_failure_may_be_forgiven_in_on_job_failed(tmp_path):
-    async def forgive(scheduler, job):
-        job.status = JobStatus.FINISHED
-
-    for strategy in ("ignore", "retry", "halt"):
-        xq = Xqute(
-            workdir=tmp_path / strategy,
-            plugins=[hooks(on_job_failed=forgive)],
-            error_strategy=strategy,
-        )
-        jobs = [await xq.put("false"), await xq.put("true")]
-        await xq.run_until_complete()
-        assert [job.status for job in jobs] == [JobStatus.FINISHED] * 2
-        assert (jobs[0].trial_count, xq.halted_by) == (0, None)
-
-
-async def test_a_retry_may_be_called_off_in_on_job_failed(tmp_path):
-    async def enough(scheduler, job):
-        job.status = JobStatus.FAILED
-
-    xq = Xqute(workdir=tmp_path, plugins=[hooks(on_job_failed=enough)], error_strategy="retry")
-    job = await xq.put("false")
-    await xq.run_until_complete()
     assert (job.trial_count, job.status, job.outcome) == (0, JobStatus.FAILED, JobOutcome.FAILED)

@@ -48,7 +48,7 @@ async def test_no_descriptor_of_the_driver_is_inherited(tmp_path):
     await plain.wait()
     # One that is inheritable, and opened when jobs have run already.
     fd = os.open(tmp_path, os.O_RDONLY)
-    os.set_inheritable(fd, True)  # noqa: FBT003
+    os.set_inheritable(fd, True)
     try:
         jobs = [plain, await xq.put(LIST_FDS), await xq.put(LIST_FDS)]
         await xq.run_until_complete()
@@ -70,7 +70,8 @@ async def test_signals_that_the_driver_ignores_or_blocks_are_default_for_a_job(t
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2, signal.SIGTERM])
     try:
         jobs = await _run(
-            tmp_path, *(["bash", "-c", f"kill -{sig.name[3:]} $$; echo survived"] for sig in ignored)
+            tmp_path,
+            *(["bash", "-c", f"kill -{sig.name[3:]} $$; echo survived"] for sig in ignored),
         )
         (mask,) = await _run(tmp_path / "2", ["grep", "-E", "^Sig(Blk|Ign)", "/proc/self/status"])
     finally:
@@ -78,7 +79,9 @@ async def test_signals_that_the_driver_ignores_or_blocks_are_default_for_a_job(t
         for sig, handler in before.items():
             signal.signal(sig, handler)
     assert [job.rc for job in jobs] == [128 + sig for sig in ignored]
-    assert {int(line.split()[1], 16) for line in mask.stdout_file.read_text().splitlines()} == {0}
+    masks = [int(line.split()[1], 16) for line in mask.stdout_file.read_text().splitlines()]
+    # 32 and 33 are the C library's own: its posix_spawn has them ignored.
+    assert [mask & ~(0b11 << 31) for mask in masks] == [0, 0]
 
 
 async def test_the_environment_of_the_driver_is_inherited(tmp_path, monkeypatch):
@@ -99,7 +102,9 @@ async def test_a_hijacking_environment_cannot_harm_the_wrapper(tmp_path, monkeyp
 
 
 async def test_a_job_is_a_session_and_a_group_of_its_own(tmp_path):
-    (job,) = await _run(tmp_path, ["bash", "-c", "read -ra s </proc/self/stat; echo ${s[4]} ${s[5]}"])
+    (job,) = await _run(
+        tmp_path, ["bash", "-c", "read -ra s </proc/self/stat; echo ${s[4]} ${s[5]}"]
+    )
     group, session = job.stdout_file.read_text().split()
     assert group == session == str(job.jid)
     assert int(session) != os.getsid(0)
@@ -109,7 +114,28 @@ async def test_a_job_is_a_session_and_a_group_of_its_own(tmp_path):
 
 
 async def test_exit_codes_are_exact(tmp_path):
-    codes = [0, 1, 2, 3, 42, 119, 120, 121, 122, 123, 124, 125, 126, 127, 128, 129, 137, 143, 200, 255]
+    codes = [
+        0,
+        1,
+        2,
+        3,
+        42,
+        119,
+        120,
+        121,
+        122,
+        123,
+        124,
+        125,
+        126,
+        127,
+        128,
+        129,
+        137,
+        143,
+        200,
+        255,
+    ]
     jobs = await _run(tmp_path, *(["bash", "-c", f"exit {code}"] for code in codes), forks=4)
     assert [job.rc for job in jobs] == codes
     assert [job.outcome for job in jobs] == [
@@ -189,8 +215,10 @@ async def test_jobs_run_side_by_side(tmp_path):
     """Each of eight waits until all eight are there."""
     folder = tmp_path / "there"
     folder.mkdir()
-    wait = f"touch {folder}/$XQUTE_JOB_INDEX; until [[ $(ls {folder} | wc -l) == 8 ]]; do sleep 0.01; done"
-    jobs = await _run(tmp_path, *[["bash", "-c", wait]] * 8, forks=8)
+    wait = f"until [[ $(ls {folder} | wc -l) == 8 ]]; do sleep 0.01; done"
+    jobs = await _run(
+        tmp_path, *[["bash", "-c", f"touch {folder}/$XQUTE_JOB_INDEX; {wait}"]] * 8, forks=8
+    )
     assert {job.outcome for job in jobs} == {JobOutcome.SUCCEEDED}
 
 
@@ -252,4 +280,4 @@ async def test_a_run_leaves_no_descriptor_and_no_zombie(tmp_path):
     await _run(tmp_path, "true", "false", forks=2)
     assert sorted(os.listdir("/proc/self/fd")) == before
     with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)

@@ -1,4 +1,4 @@
-"""A program that leaves its event loop early: `asyncio.run` cancels every task, in any state of a run."""
+"""A program that leaves its event loop early: `asyncio.run` then cancels every task there is."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ DRIVER = """
     runs = []
 
     async def main(state, plugged, slow):
-        xq = Xqute(Slow if slow else "local", workdir="w", plugins=[Plug()] if plugged else None, forks=2)
+        plugins = [Plug()] if plugged else None
+        xq = Xqute(Slow if slow else "local", workdir="w", plugins=plugins, forks=2)
         runs.append(xq)
         xq.scheduler.kill_grace_s = 0.2
         for _ in range(4):
@@ -67,7 +68,9 @@ DRIVER = """
 @pytest.mark.parametrize(
     "state", ["just fed", "a turn later", "some time later", "ready", "being killed"]
 )
-def test_the_loop_ends_with_everything_killed_and_every_job_told(start_driver, state, job_processes):
+def test_the_loop_ends_with_everything_killed_and_every_job_told(
+    start_driver, state, job_processes
+):
     driver = start_driver(DRIVER, state)
     assert set(driver.finish(timeout_s=25)) <= {"killed", "cancelled"}
     assert job_processes() == []

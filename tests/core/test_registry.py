@@ -62,7 +62,9 @@ def installed(tmp_path, monkeypatch):
     site = tmp_path / "site"
     info = site / "xqute_pbs_for_tests-1.0.dist-info"
     info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: xqute-pbs-for-tests\nVersion: 1.0\n")
+    (info / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: xqute-pbs-for-tests\nVersion: 1.0\n"
+    )
     (info / "entry_points.txt").write_text(ENTRY_POINTS)
     (site / "xqute_pbs_for_tests.py").write_text(MODULE)
     (site / "xqute_explodes_for_tests.py").write_text("raise RuntimeError('no licence server')")
@@ -70,7 +72,7 @@ def installed(tmp_path, monkeypatch):
     importlib.invalidate_caches()
     yield site
     for name in list(sys.modules):
-        if "_for_tests" in name or name.startswith("xqute.schedulers.") and "local" not in name:
+        if "_for_tests" in name or (name.startswith("xqute.schedulers.") and "local" not in name):
             del sys.modules[name]
 
 
@@ -156,7 +158,9 @@ def test_an_official_one_that_is_not_installed_comes_with_its_pip_line(name, mon
         get_scheduler(name)
 
 
-@pytest.mark.parametrize(("typo", "meant"), [("locl", "local"), ("pbss", "pbs"), ("slrum", "slurm")])
+@pytest.mark.parametrize(
+    ("typo", "meant"), [("locl", "local"), ("pbss", "pbs"), ("slrum", "slurm")]
+)
 def test_a_typo_gets_a_suggestion(installed, typo, meant):
     with pytest.raises(SchedulerNotFoundError, match=f"(?s){typo}.*[Dd]id you mean.*{meant}"):
         get_scheduler(typo)
@@ -230,7 +234,9 @@ def on_init(xqute):
 def test_plugins_of_entry_points_load_at_the_first_use_and_not_at_import(tmp_path, start_driver):
     info = tmp_path / "xqute_plug_for_tests-1.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: xqute-plug-for-tests\nVersion: 1.0\n")
+    (info / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: xqute-plug-for-tests\nVersion: 1.0\n"
+    )
     (info / "entry_points.txt").write_text(
         "[xqute]\nplugged = xqute_plug_for_tests\nbroken = xqute_broken_for_tests\n"
     )

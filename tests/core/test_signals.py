@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the first stops gracefully, the second at once; what was there is restored."""
+"""SIGINT and SIGTERM: the first stops gracefully, the second at once; handlers are restored."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ DRIVER = """
         for _ in range(3):
             await xq.put(sys.argv[1:])
         await xq.run_until_complete()
-        print(json.dumps([[job.outcome for job in xq.jobs], [job.rc for job in xq.jobs], Shutdown.sigs]))
+        outcomes = [job.outcome for job in xq.jobs]
+        print(json.dumps([outcomes, [job.rc for job in xq.jobs], Shutdown.sigs]))
 
     asyncio.run(main())
 """
@@ -44,7 +45,9 @@ STUBBORN = ["bash", "-c", 'trap "" TERM INT; echo ready; while :; do sleep 0.05;
 
 async def _first_job_ready(tmp_path, until, driver):
     stdout = tmp_path / "w" / "0" / "job.stdout"
-    await until(lambda: driver.process.poll() is not None or (stdout.exists() and stdout.read_text()))
+    await until(
+        lambda: driver.process.poll() is not None or (stdout.exists() and stdout.read_text())
+    )
     assert driver.process.poll() is None, driver.process.stderr.read()
 
 

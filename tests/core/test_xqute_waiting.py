@@ -166,7 +166,7 @@ async def test_async_with_ends_keep_feeding_too(tmp_path):
 
 
 async def test_a_block_that_raises_stops_the_run_and_raises_on(tmp_path, job_processes, until):
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012  # what the block raises
         async with Xqute(workdir=tmp_path) as xq:
             running = await xq.put("sleep 60")
             waiting = await xq.put("sleep 60")

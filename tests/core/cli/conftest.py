@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import textwrap
+import time
 
 import pytest
 
@@ -56,6 +57,15 @@ class Cli:
             for pipe in (process.stdin, process.stdout, process.stderr):
                 if pipe is not None:
                     pipe.close()
+
+    @staticmethod
+    def wait_for(condition, deadline_s=30):
+        """Wait for a fact; give the first true value."""
+        end_s = time.monotonic() + deadline_s
+        while not (value := condition()):
+            assert time.monotonic() < end_s, "what was waited for did not come true"
+            time.sleep(0.005)
+        return value
 
     @property
     def latest(self):

@@ -7,20 +7,11 @@ import os
 import re
 import signal
 import subprocess
-import time
 from importlib.metadata import version
 
 import pytest
 
 pytestmark = pytest.mark.usefixtures("job_processes")
-
-
-def wait_for(condition, deadline_s=30):
-    end_s = time.monotonic() + deadline_s
-    while not (value := condition()):
-        assert time.monotonic() < end_s, "what was waited for did not come true"
-        time.sleep(0.005)
-    return value
 
 
 def records(done):
@@ -76,8 +67,8 @@ def test_status_finds_a_run_by_path_and_by_name(cli):
 
 def test_status_while_the_run_is_at_work(cli):
     process = cli.start("run", "-j1", "sleep 60; : {}", ":::", "a", "b")
-    wait_for(lambda: cli.latest.exists() and (cli.latest / "1").exists())
-    wait_for((cli.latest / "0" / "job.status").exists)
+    cli.wait_for(lambda: cli.latest.exists() and (cli.latest / "1").exists())
+    cli.wait_for((cli.latest / "0" / "job.status").exists)
     (whole,) = records(cli("status", "--json"))
     assert (whole["running"], whole["waiting"]) == (1, 1)
     assert f"pid {process.pid} " in whole["at_work"]
@@ -90,7 +81,7 @@ def test_status_tells_of_jobs_that_outlive_their_run_and_of_those_that_vanished(
     process = cli.start("run", "-j2", "echo $PPID; exec sleep 60; : {}", ":::", "a", "b")
     outputs = [cli.latest / name / "job.stdout" for name in "01"]
     pids = [
-        int(wait_for(lambda path=path: path.exists() and path.read_text().strip()))
+        int(cli.wait_for(lambda path=path: path.exists() and path.read_text().strip()))
         for path in outputs
     ]
     process.kill()
@@ -99,7 +90,7 @@ def test_status_tells_of_jobs_that_outlive_their_run_and_of_those_that_vanished(
     assert (whole["running"], whole["vanished"], whole["at_work"]) == (2, 0, None)
     sessions = [os.getsid(pid) for pid in pids]
     os.killpg(sessions[0], signal.SIGKILL)
-    wait_for(lambda: records(cli("status", "--json", rc=None))[0]["vanished"])
+    cli.wait_for(lambda: records(cli("status", "--json", rc=None))[0]["vanished"])
     (whole,) = records(cli("status", "--json", rc=1))
     assert (whole["running"], whole["vanished"]) == (1, 1)
     os.killpg(sessions[1], signal.SIGKILL)
@@ -124,7 +115,7 @@ def test_logs_prints_both_outputs_of_a_job(cli):
 def test_logs_follows_a_job_to_its_end(cli, tmp_path):
     command = "echo one; until [ -e go ]; do sleep 0.01; done; echo two; : {}"
     process = cli.start("run", "-q", "--no-output", command, ":::", "a")
-    wait_for((cli.latest / "0" / "job.stdout").exists)
+    cli.wait_for((cli.latest / "0" / "job.stdout").exists)
     logs = cli.start("logs", "-f", "0")
     assert logs.stdout.readline() == b"one\n"
     (tmp_path / "go").touch()
@@ -138,7 +129,7 @@ def test_logs_follows_through_a_retry(cli, tmp_path):
     command = "echo try $XQUTE_JOB_TRIAL; until [ -e go{} ]; do sleep 0.01; done; exit 1"
     process = cli.start("run", "-q", "--no-output", "--retries", "1", command, ":::", "1")
     path = cli.latest / "0" / "job.stdout"
-    wait_for(lambda: path.exists() and path.read_text())
+    cli.wait_for(lambda: path.exists() and path.read_text())
     logs = cli.start("logs", "-f", "0")
     assert logs.stdout.readline() == b"try 0\n"
     (tmp_path / "go1").touch()

@@ -12,14 +12,6 @@ import pytest
 pytestmark = pytest.mark.usefixtures("job_processes")
 
 
-def wait_for(condition, deadline_s=30):
-    end_s = time.monotonic() + deadline_s
-    while not (value := condition()):
-        assert time.monotonic() < end_s, "what was waited for did not come true"
-        time.sleep(0.005)
-    return value
-
-
 def error_of(done):
     text = done.stderr.decode()
     assert done.stdout == b""
@@ -161,7 +153,7 @@ def test_2_the_workdir_is_not_writable(cli, tmp_path):
 
 def test_2_the_workdir_is_in_the_hands_of_another_run(cli, tmp_path):
     first = cli.start("run", "--workdir", "shared", "sleep 60; : {}", ":::", "a")
-    wait_for((tmp_path / "shared" / "0" / "job.status").exists)
+    cli.wait_for((tmp_path / "shared" / "0" / "job.status").exists)
     words = error_of(cli("run", "--workdir", "shared", "x", ":::", "a", "b", rc=2))
     assert f"pid {first.pid}" in words
     assert not (tmp_path / "shared" / "1").exists()
@@ -201,7 +193,7 @@ def test_2_the_scheduler_cannot_be_imported(backends):
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_the_run_and_kills_what_runs(cli, job_processes, sig):
     process = cli.start("run", "-j2", "sleep 60; : {}", ":::", *map(str, range(2000)))
-    wait_for(lambda: len(list(cli.latest.glob("*/job.status"))) == 2)
+    cli.wait_for(lambda: len(list(cli.latest.glob("*/job.status"))) == 2)
     process.send_signal(sig)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 128 + sig
@@ -222,7 +214,7 @@ def test_a_signal_stops_a_run_that_waits_for_a_line(cli):
 def test_130_before_there_was_anything_to_run(cli):
     process = cli.start("run", "echo {}")
     # The threads that read and write are there: it waits for a line.
-    wait_for(lambda: len(os.listdir(f"/proc/{process.pid}/task")) == 3)
+    cli.wait_for(lambda: len(os.listdir(f"/proc/{process.pid}/task")) == 3)
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 130
     assert b"Traceback" not in process.stderr.read()
@@ -232,7 +224,7 @@ def test_130_before_there_was_anything_to_run(cli):
 def test_the_second_signal_stops_at_once(cli, tmp_path, job_processes):
     command = "trap '' TERM; touch ready; while :; do sleep 0.05; done; : {}"
     process = cli.start("run", command, ":::", "a")
-    wait_for((tmp_path / "ready").exists)
+    cli.wait_for((tmp_path / "ready").exists)
     process.send_signal(signal.SIGINT)
     assert b"stopping gracefully, once more: at once" in process.stderr.readline()
     process.send_signal(signal.SIGINT)

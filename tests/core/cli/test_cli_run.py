@@ -10,21 +10,12 @@ import resource
 import select
 import signal
 import subprocess
-import time
 
 import pytest
 
 from xqute.cli import inputs
 
 pytestmark = pytest.mark.usefixtures("job_processes")
-
-
-def wait_for(condition, deadline_s=30):
-    end_s = time.monotonic() + deadline_s
-    while not (value := condition()):
-        assert time.monotonic() < end_s, "what was waited for did not come true"
-        time.sleep(0.005)
-    return value
 
 
 def read_within(stream, deadline_s=30):
@@ -188,7 +179,7 @@ def test_output_comes_when_a_job_ends_or_in_the_order_of_the_input(cli, tmp_path
     command = "echo {}; until [ -e {}.go ]; do sleep 0.01; done"
     process = cli.start("run", "-j2", *options, command, ":::", "a", "b")
     (tmp_path / "b.go").touch()
-    wait_for((cli.latest / "1" / "job.rc").exists)
+    cli.wait_for((cli.latest / "1" / "job.rc").exists)
     first = b"" if options else read_within(process.stdout)
     (tmp_path / "a.go").touch()
     rest, _ = process.communicate(timeout=30)
@@ -216,7 +207,7 @@ def test_output_of_any_size_and_kind_is_passed_on_exactly(cli):
 
 def test_a_reader_who_is_slow_holds_up_no_job(cli):
     process = cli.start("run", "head -c 100000 /dev/zero; : {}", ":::", *map(str, range(20)))
-    wait_for(lambda: len(list(cli.latest.glob("*/job.rc"))) == 20)
+    cli.wait_for(lambda: len(list(cli.latest.glob("*/job.rc"))) == 20)
     stdout, _ = process.communicate(timeout=30)
     assert len(stdout) == 20 * 100_000
 
@@ -274,7 +265,7 @@ def test_lines_without_end_fill_neither_memory_nor_disk(cli):
     with subprocess.Popen(["yes"], stdout=subprocess.PIPE) as yes:
         command = ("run", "--no-output", "sleep 60; : {}")
         process = cli.start(*command, stdin=yes.stdout, preexec_fn=limit)
-        wait_for((cli.latest / "999").exists)
+        cli.wait_for((cli.latest / "999").exists)
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=30)
         yes.kill()

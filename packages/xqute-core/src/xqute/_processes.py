@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import resource
 import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import NamedTuple
 
 from . import _protocol
@@ -25,6 +26,7 @@ _DEFAULT_SIGNALS = [
     if sig not in (signal.SIGKILL, signal.SIGSTOP) and sig < getattr(signal, "SIGRTMIN", 32)
 ]
 _STDERR = 2
+_RESERVED_FDS = 16
 #: Seconds in which a process may still be about to become the command; until its second TERM.
 _YOUNG_S, _TERM_AGAIN_S = 1.0, 0.2
 #: Seconds between two looks at children for which there is no pidfd.
@@ -58,12 +60,14 @@ class ProcessTable:
         self._epoll: select.epoll | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sweep: asyncio.TimerHandle | None = None
-        self._file_actions: list[tuple[object, ...]] | None = None
+        #: Descriptors from here on are not taken for pidfds: others need some, too.
+        self._pidfd_limit = 0
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Tell of exits on this event loop from now on."""
         self.detach()
         self._loop = loop
+        self._pidfd_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _RESERVED_FDS
         if hasattr(os, "pidfd_open"):
             self._epoll = select.epoll()
             loop.add_reader(self._epoll.fileno(), self._on_readable)
@@ -99,14 +103,18 @@ class ProcessTable:
         return pid
 
     def _actions(self) -> list[tuple[object, ...]]:
-        if self._file_actions is None:
-            self._file_actions = [
-                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0),
-                (os.POSIX_SPAWN_DUP2, 0, 1),
-                (os.POSIX_SPAWN_DUP2, 0, 2),
-                *((os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable_fds()),
-            ]
-        return self._file_actions
+        """What a child does first: no streams, and nothing of what this process has open."""
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return [
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0),
+            (os.POSIX_SPAWN_DUP2, 0, 1),
+            (os.POSIX_SPAWN_DUP2, 0, 2),
+            *(
+                (os.POSIX_SPAWN_CLOSE, fd)
+                for fd in _inheritable_fds(self._by_pidfd)
+                if fd < limit  # one beyond it (the limit was lowered) cannot be closed so
+            ),
+        ]
 
     def _open_pidfd(self, pid: int) -> int | None:
         if self._epoll is None:
@@ -115,6 +123,9 @@ class ProcessTable:
             pidfd = os.pidfd_open(pid)
         except OSError as exc:
             logger.debug("No pidfd for process %d: %s", pid, exc)
+            return None
+        if pidfd >= self._pidfd_limit:
+            os.close(pidfd)
             return None
         self._epoll.register(pidfd, select.EPOLLIN)
         return pidfd
@@ -216,8 +227,12 @@ def _spawn(argv: list[str], file_actions: list[tuple[object, ...]]) -> int:
         return process.pid
 
 
-def _inheritable_fds() -> list[int]:
-    """Descriptors that a child would inherit: what the starter of this process left open."""
+def _inheritable_fds(ours: Container[int]) -> list[int]:
+    """Descriptors that a child would inherit: what the starter of this process left open, mostly.
+
+    Args:
+        ours: Descriptors that are known not to be inheritable.
+    """
     try:
         names = os.listdir("/proc/self/fd")
     except FileNotFoundError:
@@ -225,7 +240,7 @@ def _inheritable_fds() -> list[int]:
     fds = []
     for fd in map(int, names):
         try:
-            if fd > _STDERR and os.get_inheritable(fd):
+            if fd > _STDERR and fd not in ours and os.get_inheritable(fd):
                 fds.append(fd)
         except OSError:
             continue  # the descriptor of the listing itself

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, overload
 
 from . import _files
+from ._checks import check_index
 from .defaults import RC_UNKNOWN, JobOutcome, JobStatus
 from .errors import InvalidJobError
 from .path import SpecLocalPath, SpecPath
@@ -148,7 +149,7 @@ class Job:
         envs: Mapping[str, object] | None = None,
     ) -> None:
         self._rare: dict[str, Any] | None = None
-        self.index = index
+        self.index = check_index(index)
         self._cmd = _as_words(cmd)
         self._envs: dict[str, str] | None = _as_envs(envs) if envs else None
         self._workdir = workdir if isinstance(workdir, SpecPath) else SpecPath(workdir)
@@ -396,7 +397,7 @@ class Job:
         self._rc = None
 
 
-def _as_words(cmd: CommandType) -> tuple[str, ...]:
+def _as_words(cmd: Any) -> tuple[str, ...]:
     if isinstance(cmd, str):
         import shlex
 
@@ -404,6 +405,8 @@ def _as_words(cmd: CommandType) -> tuple[str, ...]:
             return tuple(shlex.split(cmd))
         except ValueError as exc:
             raise InvalidJobError(f"The command {cmd!r} cannot be split into words: {exc}") from exc
+    if isinstance(cmd, bytes | Mapping) or not isinstance(cmd, Iterable):
+        raise InvalidJobError(f"A command is a string or a sequence of words: {cmd!r}")
     return tuple(os.fsdecode(word) if isinstance(word, bytes) else str(word) for word in cmd)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from . import _standalone, wrapper
+from ._checks import check_count, check_seconds
 from .defaults import (
     DEFAULT_ERROR_STRATEGY,
     DEFAULT_FIRST_RECHECK_S,
@@ -171,20 +172,18 @@ class Scheduler(ABC):
         if not self.name:
             raise ConfigError(f"{type(self).__qualname__} has no name")
         mounted_workdir = config.pop("mounted_workdir", None)
-        self.forks = _at_least(1, "forks", forks)
-        self.num_retries = _at_least(0, "num_retries", num_retries)
-        self.submission_batch = _at_least(
-            1, "submission_batch", submission_batch or DEFAULT_SUBMISSION_BATCH
+        self.forks = check_count("forks", forks, 1)
+        self.num_retries = check_count("num_retries", num_retries, 0)
+        self.submission_batch = check_count(
+            "submission_batch", submission_batch or DEFAULT_SUBMISSION_BATCH, 1
         )
-        if timeout < 0:
-            raise ConfigError(f"timeout must not be negative: {timeout}")
         self.error_strategy = error_strategy
         self.prescript = prescript or ""
         self.postscript = postscript or ""
         self.jobname_prefix = jobname_prefix or self.name
-        self.recheck_interval = (
-            DEFAULT_RECHECK_INTERVAL_S if recheck_interval is None else recheck_interval
-        )
+        if recheck_interval is None:
+            recheck_interval = DEFAULT_RECHECK_INTERVAL_S
+        self.recheck_interval = check_seconds("recheck_interval", recheck_interval, positive=True)
         #: Seconds between TERM and KILL, and from TERM until a kill counts as not confirmed.
         self.kill_grace_s = DEFAULT_KILL_GRACE_S
         self.kill_timeout_s = DEFAULT_KILL_TIMEOUT_S
@@ -193,7 +192,7 @@ class Scheduler(ABC):
         #: Seconds from the backend's word that a job is gone to the verdict that it is lost.
         self.lost_grace_s = DEFAULT_LOST_GRACE_S
         self.cwd = cwd
-        self.timeout = timeout
+        self.timeout = check_seconds("timeout", timeout)
         self.resources = resources
         self.config = config
         #: The random part of this run's claims and submission keys.
@@ -509,12 +508,6 @@ class Scheduler(ABC):
         except Exception as exc:  # noqa: BLE001  # whatever it is: unknown
             logger.debug("%s: cannot ask about %r: %r", self.name, job, exc)
             return False
-
-
-def _at_least(minimum: int, name: str, value: Any) -> int:
-    if not isinstance(value, int) or value < minimum:
-        raise ConfigError(f"{name} must be a whole number of at least {minimum}: {value!r}")
-    return value
 
 
 def _absolute(path: str | os.PathLike[str]) -> str:

@@ -37,14 +37,22 @@ class _LazyRichHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if self._rich is None:
-            from rich.console import Console
-            from rich.logging import RichHandler
-
-            self._rich = RichHandler(
-                console=Console(stderr=True), show_path=False, omit_repeated_times=False
-            )
-            self._rich.setFormatter(logging.Formatter("%(message)s", datefmt="[%X]"))
+            try:
+                self._rich = _make_rich_handler()
+            except (ImportError, OSError):
+                # No descriptor is left to import it with, for one: plainly, this time.
+                logging.StreamHandler().handle(record)
+                return
         self._rich.handle(record)
+
+
+def _make_rich_handler() -> logging.Handler:
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    handler = RichHandler(console=Console(stderr=True), show_path=False, omit_repeated_times=False)
+    handler.setFormatter(logging.Formatter("%(message)s", datefmt="[%X]"))
+    return handler
 
 
 def _make_logger() -> logging.Logger:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import _files
+from ._checks import check_count, check_seconds
 from .defaults import (
     DEFAULT_ERROR_STRATEGY,
     DEFAULT_NUM_RETRIES,
@@ -174,8 +175,13 @@ class Xqute:
 
         Raises:
             InvalidJobError: If the command cannot be run anywhere, or its index is in use.
+            ConfigError: If a keyword makes no sense.
             WorkdirError: If the workdir cannot be used; `WorkdirLockedError`: another run has it.
         """
+        if timeout is not None:
+            check_seconds("timeout", timeout)
+        if num_retries is not None:
+            check_count("num_retries", num_retries, 0)
         engine = await self._get_engine()
         if isinstance(cmd, Job):
             job = cmd

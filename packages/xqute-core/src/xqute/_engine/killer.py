@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
+from ..job import Job
 from ..scheduler import Scheduler
 from ..utils import logger
 from .flight import Flight
@@ -34,6 +35,7 @@ class Killer:
         self._reconciler = reconciler
         self._give_up = give_up
         self._tasks: set[asyncio.Task[None]] = set()
+        self._asking: set[asyncio.Task[None]] = set()
         self._is_closed = False
 
     def kill(self, flights: list[Flight]) -> None:
@@ -74,10 +76,15 @@ class Killer:
         jobs = [flight.job for flight in flights if not flight.is_closed]
         if not jobs:
             return
+        asking = asyncio.get_running_loop().create_task(self._ask(jobs, force=force))
+        self._asking.add(asking)
+        asking.add_done_callback(self._asking.discard)
+        # One that does not answer must not keep us from the next step.
+        await asyncio.wait([asking], timeout=max(self._scheduler.kill_grace_s, _ANSWER_TIMEOUT_S))
+
+    async def _ask(self, jobs: list[Job], *, force: bool) -> None:
         try:
-            # One that does not answer must not keep us from the next step.
-            async with asyncio.timeout(max(self._scheduler.kill_grace_s, _ANSWER_TIMEOUT_S)):
-                await self._scheduler.kill_jobs(jobs, force)
+            await self._scheduler.kill_jobs(jobs, force)
         except* Exception as group:  # noqa: BLE001  # what counts is whether they end
             for exc in group.exceptions:
                 logger.warning("%s: a kill went wrong: %s", self._scheduler.name, exc)
@@ -98,9 +105,13 @@ class Killer:
             pause_s = min(pause_s * 2, 5.0)
 
     async def close(self) -> None:
-        """Leave off."""
+        """Leave off; kills that the backend is at work on may be finished."""
         self._is_closed = True
         for task in self._tasks:
+            task.cancel()
+        if self._asking:
+            await asyncio.wait(self._asking, timeout=self._scheduler.kill_timeout_s)
+        for task in self._asking:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)

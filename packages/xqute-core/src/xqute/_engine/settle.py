@@ -31,6 +31,8 @@ def judge(
     if not scheduler.uses_wrapper:
         if not is_over or state is None:
             return None
+        if kill and state.rc is None and job.started_at is None:
+            return End.cancelled()
         return End.from_state(state, kill=kill, timeout=timeout)
     try:
         record = _protocol.read_end_record(job.local_dir, flight.tag)

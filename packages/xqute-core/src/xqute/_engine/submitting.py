@@ -9,7 +9,7 @@ from functools import partial
 
 from .. import _protocol
 from ..defaults import JobStatus
-from ..errors import InvalidJobError, SubmitError
+from ..errors import InvalidJobError, SchedulerError, SubmitError
 from ..job import Job
 from ..scheduler import Submission
 from ..utils import logger
@@ -105,10 +105,21 @@ class Submitting:
             else:
                 self._passed.append(job)
         if self._passed:
-            self._n_planned += len(self._passed)
-            self._plans.extend(scheduler.plan_submissions(self._passed))
-            self._passed = []
+            jobs, self._passed = self._passed, []
+            self._plan(jobs)
         self._spread()
+
+    def _plan(self, jobs: list[Job]) -> None:
+        scheduler = self._run.scheduler
+        plans = scheduler.plan_submissions(jobs)
+        planned = [job for submission in plans for job in submission.jobs]
+        if len(planned) == len(jobs) and set(planned) == set(jobs):
+            self._plans.extend(plans)
+            self._n_planned += len(jobs)
+            return
+        error = SchedulerError(f"{scheduler.name}: plan_submissions must plan each job once")
+        for job in jobs:
+            self._refuse(job, error)
 
     async def _gate(self, job: Job) -> None:
         """Ask the plugins whether a job may be submitted."""

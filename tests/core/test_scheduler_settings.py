@@ -1,0 +1,130 @@
+"""Settings of a scheduler in a run, also when changed after construction: cwd, timeout, forks, ..."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from xqute import JobOutcome, Xqute
+from xqute.schedulers.local_scheduler import LocalScheduler
+
+pytestmark = pytest.mark.usefixtures("job_processes")
+
+
+# --- cwd, timeout, scripts ----------------------------------------------------------------------
+
+
+async def test_cwd_of_the_scheduler_and_of_a_job(tmp_path):
+    (tmp_path / "a b").mkdir()
+    xq = Xqute(workdir=tmp_path / "w", scheduler_opts={"cwd": tmp_path / "a b"})
+    jobs = [await xq.put("pwd"), await xq.feed("pwd", cwd="/")]
+    await xq.run_until_complete()
+    assert [job.stdout_file.read_text().rstrip("\n") for job in jobs] == [f"{tmp_path}/a b", "/"]
+
+
+async def test_without_cwd_jobs_run_where_the_driver_is(tmp_path):
+    xq = Xqute(workdir=tmp_path)
+    job = await xq.put("pwd -P")
+    await xq.run_until_complete()
+    assert job.stdout_file.read_text().rstrip("\n") == os.getcwd()
+
+
+async def test_the_timeout_of_the_scheduler_and_of_a_job(tmp_path):
+    xq = Xqute(workdir=tmp_path, forks=3, scheduler_opts={"timeout": 0.2})
+    late = await xq.put("sleep 60")
+    free = await xq.feed("sleep 0.4", timeout=0)
+    longer = await xq.feed("sleep 0.4", timeout=30)
+    await xq.run_until_complete()
+    assert (late.outcome, late.cause) == (JobOutcome.TIMEOUT, "TIMEOUT")
+    assert late.rc == 143
+    assert (free.outcome, longer.outcome) == (JobOutcome.SUCCEEDED, JobOutcome.SUCCEEDED)
+
+
+async def test_an_exit_in_prescript_fails_the_job_with_that_code(tmp_path):
+    xq = Xqute(workdir=tmp_path, scheduler_opts={"prescript": "exit 9"})
+    job = await xq.put("echo ran")
+    await xq.run_until_complete()
+    assert (job.outcome, job.rc) == (JobOutcome.FAILED, 9)
+    assert job.stdout_file.read_text() == ""
+
+
+async def test_postscript_runs_after_the_command_and_cannot_change_its_exit_code(tmp_path):
+    xq = Xqute(workdir=tmp_path, scheduler_opts={"postscript": "echo post; exit 0"})
+    job = await xq.put(["bash", "-c", "echo cmd; exit 6"])
+    await xq.run_until_complete()
+    assert job.stdout_file.read_text() == "cmd\npost\n"
+    assert (job.rc, job.outcome) == (6, JobOutcome.FAILED)
+
+
+# --- changed after construction -----------------------------------------------------------------
+
+
+async def test_what_is_changed_on_the_scheduler_is_read_at_submission(tmp_path):
+    xq = Xqute(workdir=tmp_path / "a")
+    scheduler = xq.scheduler
+    scheduler.workdir = tmp_path / "b"
+    scheduler.forks = 2
+    scheduler.prescript = "echo pre"
+    scheduler.postscript = "echo post"
+    scheduler.cwd = "/"
+    scheduler.timeout = 50
+    job = await xq.put("pwd")
+    await xq.run_until_complete()
+    assert job.metadir == tmp_path / "b" / "0"
+    assert job.stdout_file.read_text() == "pre\n/\npost\n"
+    assert not (tmp_path / "a").exists()
+
+
+async def test_a_change_between_two_submissions_counts_for_the_second(tmp_path):
+    xq = Xqute(workdir=tmp_path)
+    first = await xq.put("true")
+    await first.wait()
+    xq.scheduler.prescript = "echo changed"
+    second = await xq.put("true")
+    await xq.run_until_complete()
+    assert (first.stdout_file.read_text(), second.stdout_file.read_text()) == ("", "changed\n")
+
+
+async def test_forks_may_be_raised_while_jobs_run(tmp_path, gate, until):
+    xq = Xqute(workdir=tmp_path)
+    jobs = [await xq.put(gate.command()) for _ in range(4)]
+    await until(lambda: jobs[0].status == 4)
+    assert jobs[1].status == 2
+    xq.scheduler.forks = 4
+    extra = await xq.put("true")
+    await until(lambda: [job.status for job in jobs] == [4] * 4)
+    gate.open()
+    await xq.run_until_complete()
+    assert {job.outcome for job in [*jobs, extra]} == {JobOutcome.SUCCEEDED}
+
+
+async def test_config_changed_after_construction_is_what_submission_sees(tmp_path):
+    class Configured(LocalScheduler):
+        name = "configured"
+
+        def __init__(self, *args, image=None, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.config["image"] = image
+
+        def jobcmd_init(self, job):
+            return f"echo {self.config['image']}"
+
+    xq = Xqute(Configured, workdir=tmp_path, scheduler_opts={"image": "old"})
+    xq.scheduler.config["image"] = "new"
+    job = await xq.put("true")
+    await xq.run_until_complete()
+    assert job.stdout_file.read_text() == "new\n"
+
+
+async def test_forks_bounds_the_jobs_with_the_backend(tmp_path):
+    xq = Xqute(workdir=tmp_path, forks=3)
+    command = ["bash", "-c", f"echo + >>{tmp_path}/log; sleep 0.05; echo - >>{tmp_path}/log"]
+    for _ in range(10):
+        await xq.put(command)
+    await xq.run_until_complete()
+    level, levels = 0, []
+    for sign in (tmp_path / "log").read_text().split():
+        level += 1 if sign == "+" else -1
+        levels.append(level)
+    assert (max(levels), levels[-1]) == (3, 0)

@@ -1,0 +1,184 @@
+"""Feeding a run: forms of commands, indices, environments, keywords of single jobs."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from xqute import Job, JobOutcome, JobStatus, Xqute, XquteError, plugin
+from xqute.schedulers.local_scheduler import LocalScheduler
+
+pytestmark = pytest.mark.usefixtures("job_processes")
+
+
+async def test_a_string_is_split_like_a_shell_splits_words(tmp_path):
+    xq = Xqute(workdir=tmp_path)
+    job = await xq.put("""printf '%s|' 'a b' "c" d\\ e""")
+    await xq.run_until_complete()
+    assert job.cmd == ("printf", "%s|", "a b", "c", "d e")
+    assert job.stdout_file.read_text() == "a b|c|d e|"
+
+
+async def test_the_items_of_a_list_or_tuple_go_through_str(tmp_path):
+    xq = Xqute(workdir=tmp_path)
+    jobs = [await xq.put(["echo", 1, tmp_path]), await xq.feed(("echo", 2.5, None))]
+    await xq.run_until_complete()
+    assert jobs[0].cmd == ("echo", "1", str(tmp_path))
+    assert jobs[1].stdout_file.read_text() == "2.5 None\n"
+
+
+async def test_a_job_is_fed_as_it_is(tmp_path):
+    xq = Xqute(workdir=tmp_path)
+    job = Job(0, ["echo", "mine"], tmp_path)
+    assert await xq.put(job) is job
+    await xq.run_until_complete()
+    assert xq.jobs == [job]
+    assert job.stdout_file.read_text() == "mine\n"
+
+
+@pytest.mark.parametrize("verb", ["put", "feed"])
+async def test_envs_merge_into_those_of_a_job(tmp_path, verb):
+    xq = Xqute(workdir=tmp_path)
+    command = ["bash", "-c", 'echo "$A-$B-$C"']
+    job = Job(0, command, tmp_path, envs={"A": "job", "B": "job"})
+    await getattr(xq, verb)(job, {"B": 2, "C": "fed"})
+    other = await getattr(xq, verb)(command, envs={"A": 1, "B": "b c", "C": ""})
+    await xq.run_until_complete()
+    assert job.envs == {"A": "job", "B": "2", "C": "fed"}
+    assert job.stdout_file.read_text() == "job-2-fed\n"
+    assert other.stdout_file.read_text() == "1-b c-\n"
+
+
+async def test_a_command_takes_the_lowest_unused_index(tmp_path):
+    xq = Xqute(workdir=tmp_path)
+    await xq.put(Job(1, "true", tmp_path))
+    await xq.put(Job(3, "true", tmp_path))
+    fed = [(await xq.put("true")).index for _ in range(4)]
+    assert fed == [0, 2, 4, 5]
+    await xq.run_until_complete()
+    assert [job.index for job in xq.jobs] == [1, 3, 0, 2, 4, 5]
+    assert {job.outcome for job in xq.jobs} == {JobOutcome.SUCCEEDED}
+
+
+async def test_an_engine_may_skip_indices(tmp_path):
+    xq = Xqute(workdir=tmp_path, forks=4)
+    for index in (7, 2, 1000):
+        await xq.put(Job(index, ["echo", index], tmp_path))
+    await xq.run_until_complete()
+    assert [job.index for job in xq.jobs] == [7, 2, 1000]
+    assert [job.stdout_file.read_text() for job in xq.jobs] == ["7\n", "2\n", "1000\n"]
+
+
+async def test_a_second_job_of_one_index_is_an_error_that_harms_nobody(tmp_path):
+    xq = Xqute(workdir=tmp_path)
+    first = await xq.put(Job(4, ["echo", "first"], tmp_path))
+    with pytest.raises(XquteError, match="4"):
+        await xq.put(Job(4, ["echo", "second"], tmp_path))
+    await xq.run_until_complete()
+    assert xq.jobs == [first]
+    assert first.stdout_file.read_text() == "first\n"
+
+
+async def test_feed_has_keywords_that_become_attributes_of_the_job(tmp_path):
+    xq = Xqute(workdir=tmp_path)
+    given = {
+        "name": "align",
+        "timeout": 30,
+        "num_retries": 2,
+        "resources": {"cpus": 2},
+        "scheduler_opts": {"nice": 5},
+        "cwd": tmp_path,
+        "inputs": ["a"],
+        "outputs": ["b"],
+    }
+    job = await xq.feed("true", **given)
+    await xq.run_until_complete()
+    assert {name: getattr(job, name) for name in given} == given
+
+
+async def test_the_keywords_of_feed_are_never_arguments_of_the_job_class(tmp_path):
+    class MyJob(Job):
+        __slots__ = (*Job.__slots__, "extra")
+
+        def __init__(self, index, cmd, workdir, error_retry=None, num_retries=None, envs=None):
+            super().__init__(index, cmd, workdir, error_retry, num_retries, envs)
+            self.extra = "there"
+
+    class Mine(LocalScheduler):
+        name = "mine"
+        job_class = MyJob
+
+    xq = Xqute(Mine, workdir=tmp_path)
+    job = await xq.feed("pwd", name="n", timeout=9, cwd="/")
+    await xq.run_until_complete()
+    assert type(job) is MyJob
+    assert (job.name, job.timeout, job.extra) == ("n", 9, "there")
+    assert job.stdout_file.read_text() == "/\n"
+
+
+async def test_work_starts_at_the_first_feed(tmp_path, until):
+    xq = Xqute(workdir=tmp_path / "w")
+    await xq.put(["touch", tmp_path / "done"])
+    await until((tmp_path / "done").exists)
+    await xq.run_until_complete()
+
+
+async def test_feeding_goes_on_while_jobs_run(tmp_path, until, gate):
+    xq = Xqute(workdir=tmp_path, forks=2)
+    first = await xq.put(gate.command())
+    await until(lambda: first.status == JobStatus.RUNNING)
+    later = [await xq.put(["echo", n]) for n in range(5)]
+    await asyncio.gather(*(job.wait() for job in later))
+    assert first.status == JobStatus.RUNNING
+    gate.open()
+    await xq.run_until_complete()
+    assert {job.outcome for job in xq.jobs} == {JobOutcome.SUCCEEDED}
+
+
+async def test_many_may_feed_at_once_and_each_gets_an_index_of_its_own(tmp_path):
+    class SlowToStart(LocalScheduler):
+        name = "slow"
+
+        async def start(self):
+            await asyncio.sleep(0.02)
+            await super().start()
+
+    xq = Xqute(SlowToStart, workdir=tmp_path, forks=4)
+    jobs = await asyncio.gather(*(xq.put(["echo", n]) for n in range(10)))
+    await xq.run_until_complete()
+    assert sorted(job.index for job in jobs) == list(range(10))
+    assert sorted(int(job.stdout_file.read_text()) for job in jobs) == list(range(10))
+
+
+async def test_jobs_is_a_list_in_feeding_order_and_may_be_assigned(tmp_path):
+    xq = Xqute(workdir=tmp_path)
+    assert xq.jobs == []
+    kept = [await xq.put("true"), await xq.put("true")]
+    assert xq.jobs == kept
+    xq.jobs = []
+    third = await xq.put("true")
+    assert third.index == 2
+    assert xq.jobs == [third]
+    await xq.run_until_complete()
+    assert {job.outcome for job in [*kept, third]} == {JobOutcome.SUCCEEDED}
+
+
+async def test_a_cancelled_feed_leaves_the_job_unfed_so_that_it_can_be_fed_again(tmp_path):
+    class SlowInit:
+        name = "slow_init"
+        gate = asyncio.Event()
+
+        @plugin.impl
+        async def on_job_init(self, scheduler, job):
+            await self.gate.wait()
+
+    xq = Xqute(workdir=tmp_path, plugins=[SlowInit()])
+    job = xq.scheduler.create_job(0, "true")
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(xq.put(job), 0.05)
+    SlowInit.gate.set()
+    await xq.put(job)
+    await xq.run_until_complete()
+    assert job.outcome is JobOutcome.SUCCEEDED
+    assert xq.jobs == [job]
