@@ -56,6 +56,7 @@ async def test_a_cancelled_job_has_no_terminal_hook(tmp_path, recorder, until):
     assert recorder.hooks(1) == ["init", "queued"]
 
 
+@pytest.mark.concurrency
 async def test_on_job_started_comes_once_per_attempt_and_before_the_terminal_hook(
     tmp_path, recorder
 ):

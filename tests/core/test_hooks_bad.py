@@ -1,4 +1,4 @@
-"""Plugins that raise, talk nonsense, hang or break a script: told by name, at nobody else's cost."""
+"""Plugins that raise, talk nonsense, hang or break a script: told by name, at no other's cost."""
 
 from __future__ import annotations
 

@@ -43,6 +43,19 @@ async def test_a_module_is_a_plugin(tmp_path):
     assert module.seen == ["init", 0]
 
 
+async def test_the_name_of_a_module_can_be_registered(tmp_path, monkeypatch):
+    (tmp_path / "xqute_named_for_tests.py").write_text(SOURCE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    plugin.register("xqute_named_for_tests")
+    try:
+        xq = Xqute(workdir=tmp_path / "w")
+        await xq.put("true")
+        await xq.run_until_complete()
+    finally:
+        plugin.hooks._registry.pop("xqute_named_for_tests")
+    assert sys.modules.pop("xqute_named_for_tests").seen == ["init", 0]
+
+
 async def test_a_class_without_self_is_a_plugin(tmp_path):
     seen = []
 

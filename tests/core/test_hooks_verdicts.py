@@ -87,6 +87,42 @@ async def test_a_refused_kill_can_be_asked_for_again(tmp_path, until, make_plugi
     assert job.outcome is JobOutcome.KILLED
 
 
+@pytest.mark.parametrize("hook", ["on_job_submitted", "on_job_started", "on_job_polling"])
+async def test_a_hook_may_have_its_own_job_killed(tmp_path, make_plugin, hook, job_processes):
+    """As plugins do that watch over memory or time."""
+
+    async def kill(scheduler, job):
+        await scheduler.kill_job_and_update_status(job)
+
+    xq = Xqute(workdir=tmp_path, plugins=[make_plugin(**{hook: kill})])
+    job = await xq.put("sleep 60")
+    await asyncio.wait_for(xq.run_until_complete(), 10)
+    assert job.outcome is JobOutcome.KILLED
+    assert job_processes() == []
+
+
+async def test_a_hook_may_have_another_job_killed(tmp_path, make_plugin):
+    async def kill_first(scheduler, job):
+        await scheduler.kill_job_and_update_status(jobs[0])
+
+    xq = Xqute(workdir=tmp_path, plugins=[make_plugin(on_job_succeeded=kill_first)], forks=2)
+    jobs = [await xq.put("sleep 60")]
+    jobs.append(await xq.put("true"))
+    await asyncio.wait_for(xq.run_until_complete(), 10)
+    assert [job.outcome for job in jobs] == [JobOutcome.KILLED, JobOutcome.SUCCEEDED]
+
+
+async def test_a_hook_may_feed_the_run_that_is_being_waited_for(tmp_path, make_plugin):
+    async def feed_more(scheduler, job):
+        if job.index < 3:
+            await xq.put(["echo", job.index + 1])
+
+    xq = Xqute(workdir=tmp_path, plugins=[make_plugin(on_job_succeeded=feed_more)])
+    await xq.put(["echo", 0])
+    await asyncio.wait_for(xq.run_until_complete(), 10)
+    assert [job.stdout_file.read_text() for job in xq.jobs] == ["0\n", "1\n", "2\n", "3\n"]
+
+
 # --- on_shutdown --------------------------------------------------------------------------------
 
 

@@ -69,6 +69,7 @@ async def test_a_killed_job_leaves_no_descendant_in_its_group(
     assert job_processes() == []
 
 
+@pytest.mark.concurrency
 async def test_a_killed_job_leaves_no_descendant_in_its_session(tmp_path, until, job_processes):
     """`set -m` gives background jobs groups of their own, in the same session."""
     xq = Xqute(workdir=tmp_path)
@@ -116,6 +117,7 @@ async def test_a_command_sees_term_and_has_its_grace_period(tmp_path, until):
     assert (job.rc, job.outcome) == (9, JobOutcome.KILLED)
 
 
+@pytest.mark.concurrency
 async def test_a_kill_just_after_the_start_is_a_kill(tmp_path, job_processes, until):
     """The wrapper may not have its traps yet, nor its claims."""
     for n in range(15):

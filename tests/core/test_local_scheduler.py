@@ -163,6 +163,7 @@ async def test_a_command_killed_from_outside_has_failed_with_cause_signal(tmp_pa
 
 
 @pytest.mark.parametrize("prescript", ["", "true"], ids=["plain", "hooked"])
+@pytest.mark.concurrency
 async def test_a_wrapper_killed_from_outside_takes_the_job_with_it(
     tmp_path, until, job_processes, prescript
 ):
@@ -184,6 +185,15 @@ async def test_such_a_death_is_tried_again_under_retry(tmp_path, until):
     os.kill(int(job.jid), signal.SIGKILL)
     await asyncio.wait_for(xq.run_until_complete(), 10)
     assert (job.trial_count, job.outcome) == (1, JobOutcome.SUCCEEDED)
+
+
+async def test_the_end_is_heard_by_the_exit_not_by_asking(tmp_path):
+    xq = Xqute(workdir=tmp_path, scheduler_opts={"recheck_interval": 1000})
+    xq.scheduler.first_recheck_s = 1000
+    for n in range(10):
+        await xq.put(["bash", "-c", f"exit {n}"])
+    await asyncio.wait_for(xq.run_until_complete(), 5)
+    assert [job.rc for job in xq.jobs] == list(range(10))
 
 
 # --- many ---------------------------------------------------------------------------------------
@@ -280,4 +290,4 @@ async def test_a_run_leaves_no_descriptor_and_no_zombie(tmp_path):
     await _run(tmp_path, "true", "false", forks=2)
     assert sorted(os.listdir("/proc/self/fd")) == before
     with pytest.raises(ChildProcessError):
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)  # noqa: ASYNC222  # it does not block

@@ -68,6 +68,7 @@ DRIVER = """
 @pytest.mark.parametrize(
     "state", ["just fed", "a turn later", "some time later", "ready", "being killed"]
 )
+@pytest.mark.concurrency
 def test_the_loop_ends_with_everything_killed_and_every_job_told(
     start_driver, state, job_processes
 ):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from xqute import Job, JobErrorStrategy, JobOutcome, JobStatus, SubmitError, Xqute
+from xqute.scheduler import BackendState, Phase
 from xqute.schedulers.local_scheduler import LocalScheduler
 
 pytestmark = pytest.mark.usefixtures("job_processes")
@@ -212,3 +213,22 @@ async def test_the_strategy_may_be_changed_on_the_scheduler(tmp_path, strategy):
         assert (failing.trial_count, other.outcome) == (1, JobOutcome.SUCCEEDED)
     else:
         assert (xq.halted_by, other.outcome) == (failing, JobOutcome.CANCELLED)
+
+
+@pytest.mark.parametrize("cause", ["PREEMPTED", "NODE_FAILED"])
+async def test_what_the_backend_did_to_a_job_is_made_good_whatever_the_strategy(tmp_path, cause):
+    class Preempting(LocalScheduler):
+        name = "preempting"
+
+        async def submit_job(self, job):
+            return await super().submit_job(job) if job.trial_count else 999999999
+
+        async def poll_jobs(self, jobs):
+            ended = BackendState(Phase.ENDED, None, cause, "the node is gone")
+            return {job: ended for job in jobs if job.trial_count == 0}
+
+    options = {"recheck_interval": 0.05}
+    xq = Xqute(Preempting, workdir=tmp_path, num_retries=0, scheduler_opts=options)
+    job = await xq.put("true")
+    await xq.run_until_complete()
+    assert (job.outcome, job.trial_count) == (JobOutcome.SUCCEEDED, 1)

@@ -120,6 +120,7 @@ async def test_a_lost_job_is_not_tried_again_unless_asked_for(tmp_path):
         assert job.outcome is (JobOutcome.SUCCEEDED if wanted else JobOutcome.LOST)
 
 
+@pytest.mark.concurrency
 async def test_gone_is_not_believed_while_the_job_tells_otherwise(tmp_path):
     xq = Xqute(Talker, workdir=tmp_path, scheduler_opts={"recheck_interval": 0.02})
     xq.scheduler.answer = lambda job: False
@@ -185,6 +186,7 @@ async def test_a_submission_that_runs_the_job_to_its_end_is_heard(tmp_path):
     assert (job.outcome, job.rc) == (JobOutcome.FAILED, 3)
 
 
+@pytest.mark.concurrency
 async def test_a_stop_while_a_submission_is_under_way_kills_the_job(tmp_path, until, job_processes):
     began = []
 

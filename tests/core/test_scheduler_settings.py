@@ -1,4 +1,4 @@
-"""Settings of a scheduler in a run, also when changed after construction: cwd, timeout, forks, ..."""
+"""Settings of a scheduler in a run, also when changed after construction: cwd, timeout, forks."""
 
 from __future__ import annotations
 

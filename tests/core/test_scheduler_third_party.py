@@ -76,7 +76,7 @@ class ClusterScheduler(Scheduler):
 
     async def job_is_running(self, job):
         try:
-            stat = Path(f"/proc/{self._pid(job)}/stat").read_text()
+            stat = await asyncio.to_thread(Path(f"/proc/{self._pid(job)}/stat").read_text)
         except FileNotFoundError:
             return False
         return stat.rpartition(") ")[2][0] != "Z"
@@ -116,6 +116,7 @@ async def test_hooks_come_in_order(tmp_path, cls, recorder):
 
 
 @both
+@pytest.mark.concurrency
 async def test_cancel_kills_their_jobs(tmp_path, cls, until, job_processes):
     xq = Xqute(cls, workdir=tmp_path, forks=2)
     for _ in range(3):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 
 import pytest
 
@@ -124,6 +125,7 @@ async def test_work_starts_at_the_first_feed(tmp_path, until):
     await xq.run_until_complete()
 
 
+@pytest.mark.concurrency
 async def test_feeding_goes_on_while_jobs_run(tmp_path, until, gate):
     xq = Xqute(workdir=tmp_path, forks=2)
     first = await xq.put(gate.command())
@@ -136,6 +138,7 @@ async def test_feeding_goes_on_while_jobs_run(tmp_path, until, gate):
     assert {job.outcome for job in xq.jobs} == {JobOutcome.SUCCEEDED}
 
 
+@pytest.mark.concurrency
 async def test_many_may_feed_at_once_and_each_gets_an_index_of_its_own(tmp_path):
     class SlowToStart(LocalScheduler):
         name = "slow"
@@ -182,3 +185,48 @@ async def test_a_cancelled_feed_leaves_the_job_unfed_so_that_it_can_be_fed_again
     await xq.run_until_complete()
     assert job.outcome is JobOutcome.SUCCEEDED
     assert xq.jobs == [job]
+
+
+async def test_a_workdir_may_have_any_name(tmp_path):
+    workdir = tmp_path / "a b'c\"$HOME`id`\n*ü\udcff\\"
+    xq = Xqute(workdir=workdir)
+    job = await xq.put(["bash", "-c", 'cd "$XQUTE_JOB_METADIR" && echo here >mine'])
+    await xq.run_until_complete()
+    assert job.outcome is JobOutcome.SUCCEEDED
+    assert (workdir / "0" / "mine").read_text() == "here\n"
+
+
+async def test_a_relative_workdir_stays_where_it_was_when_the_program_changes_its_folder(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    xq = Xqute(workdir="w")
+    monkeypatch.chdir(tmp_path / "other")
+    await xq.put("true")
+    await xq.run_until_complete()
+    assert (tmp_path / "w" / "0" / "job.rc").read_text() == "0"
+    assert not list((tmp_path / "other").iterdir())
+
+
+async def test_a_job_may_live_in_another_workdir(tmp_path):
+    xq = Xqute(workdir=tmp_path / "run")
+    job = await xq.put(Job(3, "echo mine", tmp_path / "own"))
+    await xq.run_until_complete()
+    assert job.outcome is JobOutcome.SUCCEEDED
+    assert (tmp_path / "own" / "3" / "job.stdout").read_text() == "mine\n"
+
+
+@pytest.mark.parametrize("when", ["before it is fed", "when it is fed"])
+async def test_a_job_folder_that_a_program_removes_is_made_again(tmp_path, when, make_plugin):
+    async def remove(scheduler, job):
+        if when == "when it is fed":
+            shutil.rmtree(job.metadir)
+
+    xq = Xqute(workdir=tmp_path, plugins=[make_plugin(on_job_init=remove)])
+    job = xq.scheduler.create_job(0, "echo hi")
+    if when == "before it is fed":
+        shutil.rmtree(job.metadir)
+    await xq.put(job)
+    await xq.run_until_complete()
+    assert (job.outcome, job.stdout_file.read_text()) == (JobOutcome.SUCCEEDED, "hi\n")

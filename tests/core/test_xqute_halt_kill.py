@@ -61,6 +61,16 @@ def test_run_returns_the_jobs_of_a_halted_run(tmp_path):
     assert [job.outcome for job in jobs] == [JobOutcome.FAILED, JobOutcome.CANCELLED]
 
 
+async def test_what_is_fed_after_a_halt_is_cancelled(tmp_path, until):
+    xq = Xqute(workdir=tmp_path, error_strategy="halt")
+    await xq.put("false")
+    await until(lambda: xq.halted_by is not None and xq.task.done())
+    late = await xq.put(["touch", tmp_path / "ran"])
+    await asyncio.wait_for(xq.run_until_complete(), 10)
+    assert late.outcome is JobOutcome.CANCELLED
+    assert not (tmp_path / "ran").exists()
+
+
 # --- one job ------------------------------------------------------------------------------------
 
 

@@ -33,6 +33,7 @@ def _assert_stopped(xq, job_processes):
     assert job_processes() == []
 
 
+@pytest.mark.concurrency
 async def test_cancel_kills_what_runs_and_cancels_what_waits(tmp_path, until, job_processes):
     xq = await _run_one_of_three(tmp_path, until)
     xq.cancel()
@@ -97,6 +98,17 @@ async def test_a_job_fed_while_the_run_stops_is_cancelled(tmp_path, until):
     assert not late.stdout_file.exists()
 
 
+async def test_a_job_fed_after_the_stop_and_before_the_wait_is_cancelled_too(tmp_path, until):
+    """A program in its feeding loop does not notice a stop; nothing may begin anew behind it."""
+    xq = await _run_one_of_three(tmp_path, until)
+    xq.cancel()
+    await until(lambda: all(job.outcome for job in xq.jobs) and xq.task.done())
+    late = [await xq.put(["touch", tmp_path / "ran"]) for _ in range(3)]
+    await asyncio.wait_for(xq.run_until_complete(), 10)
+    assert [job.outcome for job in late] == [JobOutcome.CANCELLED] * 3
+    assert not (tmp_path / "ran").exists()
+
+
 async def test_cancel_ends_keep_feeding(tmp_path, until, job_processes):
     xq = await _run_one_of_three(tmp_path, until)
     await xq.run_until_complete(keep_feeding=True)
@@ -122,6 +134,7 @@ async def test_cancelling_the_task_of_the_run_stops_it(tmp_path, until, job_proc
     _assert_stopped(xq, job_processes)
 
 
+@pytest.mark.concurrency
 async def test_cancel_comes_before_a_retry_that_waits(tmp_path, until):
     xq = Xqute(workdir=tmp_path, error_strategy="retry", num_retries=1000)
     job = await xq.put("false")
@@ -130,6 +143,21 @@ async def test_cancel_comes_before_a_retry_that_waits(tmp_path, until):
     await asyncio.wait_for(xq.run_until_complete(), 10)
     assert job.status in (JobStatus.FAILED, JobStatus.FINISHED)
     assert job.outcome is not None
+
+
+async def test_a_hook_may_cancel_the_run(tmp_path, make_plugin):
+    async def enough(scheduler, job):
+        xq.cancel()
+
+    xq = Xqute(workdir=tmp_path, plugins=[make_plugin(on_job_failed=enough)])
+    jobs = [await xq.put(command) for command in ("true", "false", "true", "true")]
+    await asyncio.wait_for(xq.run_until_complete(), 10)
+    assert [job.outcome for job in jobs] == [
+        JobOutcome.SUCCEEDED,
+        JobOutcome.FAILED,
+        JobOutcome.CANCELLED,
+        JobOutcome.CANCELLED,
+    ]
 
 
 # --- a stubborn job -----------------------------------------------------------------------------
@@ -207,6 +235,7 @@ async def test_cancelled_error_propagates_after_the_clean_up(tmp_path, until, jo
     _assert_stopped(xq, job_processes)
 
 
+@pytest.mark.concurrency
 async def test_a_caller_that_is_cancelled_twice_has_its_jobs_killed_at_once(
     tmp_path, until, job_processes
 ):

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.usefixtures("job_processes")
 # --- completed ----------------------------------------------------------------------------------
 
 
+@pytest.mark.concurrency
 async def test_completed_gives_each_job_as_it_ends(tmp_path, gate):
     xq = Xqute(workdir=tmp_path, forks=2)
     slow = await xq.put(gate.command())
@@ -102,6 +103,7 @@ async def test_more_may_be_fed_for_each_job_that_is_completed(tmp_path):
 # --- job.wait -----------------------------------------------------------------------------------
 
 
+@pytest.mark.concurrency
 async def test_wait_returns_when_this_job_has_ended_hooks_included(tmp_path, gate, recorder):
     xq = Xqute(workdir=tmp_path, forks=2, plugins=[recorder])
     other = await xq.put(gate.command())

@@ -120,15 +120,15 @@ def read_start_claim(metadir: str, tag: str) -> StartClaim | None:
     return _REVOKED if _REVOKED_LINE.fullmatch(line) else None
 
 
-def read_start_claims(metadir: str) -> list[StartClaim]:
-    """Who holds the starts of all attempts of a job, revoked ones left out."""
+def read_start_claims(metadir: str) -> list[tuple[StartClaim, bool]]:
+    """Who holds the starts of all attempts of a job, and whether each has ended; not revoked ones."""
     try:
-        names = os.listdir(metadir)
+        names = set(os.listdir(metadir))
     except FileNotFoundError:
         return []
     tags = [name.removeprefix("job.start.") for name in names if name.startswith("job.start.")]
-    claims = [read_start_claim(metadir, tag) for tag in tags]
-    return [claim for claim in claims if claim is not None and not claim.revoked]
+    claims = [(read_start_claim(metadir, tag), f"job.end.{tag}" in names) for tag in tags]
+    return [(claim, ended) for claim, ended in claims if claim is not None and not claim.revoked]
 
 
 def read_end_record(metadir: str, tag: str) -> EndRecord | None:

@@ -374,6 +374,7 @@ class Job:
         """
         folder = self.local_dir
         kept = f"{folder}/job.retry/{self.trial_count}"
+        self._make_folder()  # somebody may have removed it
         if retry:
             if os.path.isdir(kept):
                 import shutil

@@ -365,6 +365,13 @@ class Scheduler(ABC):
         except OSError as exc:
             raise WorkdirError(exc.errno, f"Cannot make the folder of job {index}: {exc}") from exc
 
+    def mounted_dir(self, job: Job) -> str:
+        """Give the folder of a job as the job sees it, as text."""
+        workdir = job.workdir
+        if workdir is self._workdir or str(workdir) == str(self._workdir):
+            return f"{self._mounted_workdir}/{job.index}"
+        return f"{workdir.mounted}/{job.index}"
+
     def submission_key(self, job: Job) -> str:
         """Give the key under which the backend carries the current attempt of a job."""
         return f"xq-{self.run_id}-{job.index}-{job.trial_count}"
@@ -401,7 +408,7 @@ class Scheduler(ABC):
             InvalidJobError: If the command or an environment variable cannot be passed.
         """
         workdir = self._mounted_workdir
-        metadir = f"{workdir}/{job.index}"
+        metadir = self.mounted_dir(job)
         cwd = self.cwd if job.cwd is None else job.cwd
         native_id = f'"${{{self.native_id_variable}-}}"' if self.native_id_variable else "''"
         return wrapper.render(

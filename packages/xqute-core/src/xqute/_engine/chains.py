@@ -23,7 +23,7 @@ class Chains:
 
     def __init__(self) -> None:
         self._steps: dict[Job, deque[Step]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], Job] = {}
 
     def __len__(self) -> int:
         """How many jobs have steps that are under way or wait."""
@@ -32,6 +32,11 @@ class Chains:
     def __contains__(self, job: Job) -> bool:
         """Whether steps of the job are under way."""
         return job in self._steps
+
+    def is_within(self, job: Job) -> bool:
+        """Whether the caller is a step of the job itself."""
+        task = asyncio.current_task()
+        return task is not None and self._tasks.get(task) is job
 
     def add(self, job: Job, step: Step) -> None:
         """Run a step that may await, after the job's earlier ones."""
@@ -50,7 +55,7 @@ class Chains:
 
     def _spawn(self, job: Job) -> None:
         task = asyncio.get_running_loop().create_task(self._run(self._steps[job]))
-        self._tasks.add(task)
+        self._tasks[task] = job
         task.add_done_callback(partial(self._on_done, job))
 
     async def _run(self, steps: deque[Step]) -> None:
@@ -62,7 +67,7 @@ class Chains:
                     await awaitable
 
     def _on_done(self, job: Job, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        del self._tasks[task]
         if self._steps[job]:
             self._spawn(job)  # it was cancelled before it began
         else:

@@ -149,9 +149,18 @@ class Engine:
         return counts
 
     async def kill(self, job: Job) -> None:
-        """Kill one job, hooks included, and return when it has ended."""
-        self.kill_all([job])
-        await self.wait(job)
+        """Kill one job, `on_job_killing` included, and return when its attempt is over."""
+        flight = self._watching.flight_of(job)
+        if flight is not None and flight.is_submitted and self._run.chains.is_within(job):
+            # A hook of the job asks, and the next one cannot be called before it is done.
+            flight.kill_requested = True
+            await self._gate_kill(flight)
+        else:
+            self.kill_all([job])
+        if flight is not None and not flight.is_closed and not flight.kill_refused:
+            over = self._run.loop.create_future()
+            flight.over.append(over)
+            await over
 
     # --- killing and stopping ------------------------------------------------------------------
 

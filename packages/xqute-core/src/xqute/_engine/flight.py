@@ -24,6 +24,7 @@ class Flight:
         gone_since_s: Since when (loop time) the backend says that it has no such job.
         timer: What ends it at its timeout.
         is_closed: Whether it is over; whoever still holds it may forget it.
+        over: What waits for the end of the attempt.
         due_s: When (loop time) the backend is to be asked about it; None: it is not planned.
         checks: How often the backend was asked since it was last heard of.
     """
@@ -38,6 +39,7 @@ class Flight:
         "job",
         "kill_refused",
         "kill_requested",
+        "over",
         "tag",
         "timed_out",
         "timer",
@@ -54,6 +56,7 @@ class Flight:
         self.gone_since_s: float | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.is_closed = False
+        self.over: list[asyncio.Future[None]] = []
         self.due_s: float | None = None
         self.checks = 0
 
@@ -63,3 +66,6 @@ class Flight:
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
+        for waiter in self.over:
+            if not waiter.done():
+                waiter.set_result(None)

@@ -41,8 +41,11 @@ class StopSignals:
             return
         if not self._runs:
             for sig in self.SIGNALS:
-                self._before[sig] = signal.getsignal(sig)
-                signal.signal(sig, _handle)
+                before = signal.getsignal(sig)
+                # Whoever started us in the background, or with nohup, wants it ignored.
+                if before is not signal.SIG_IGN:
+                    self._before[sig] = before
+                    signal.signal(sig, _handle)
         self._runs.append(self)
 
     def restore(self) -> None:

@@ -65,7 +65,7 @@ class LocalScheduler(Scheduler):
         Raises:
             SubmitError: If there is no process; transient if for want of memory or processes.
         """
-        script = f"{self._mounted_workdir}/{job.index}/{self._write_wrapper(job)}"
+        script = f"{self.mounted_dir(job)}/{self._write_wrapper(job)}"
         try:
             pid = self._table.spawn([JOBCMD_WRAPPER_LANG, "-p", script], job)
         except (BlockingIOError, MemoryError) as exc:
@@ -93,10 +93,11 @@ class LocalScheduler(Scheduler):
         if mine is not None:
             return mine
         claims = _protocol.read_start_claims(job.local_dir)
-        if any(claim.pid == pid and _protocol.claim_is_alive(claim) for claim in claims):
-            return True
+        known = [(claim, ended) for claim, ended in claims if claim.pid == pid]
+        if known:
+            return any(not ended and _protocol.claim_is_alive(claim) for claim, ended in known)
         # It may be about to claim its start.
-        script = f"{self._mounted_workdir}/{job.index}/job.wrapped.{self.name}"
+        script = f"{self.mounted_dir(job)}/job.wrapped.{self.name}"
         return await runs_script(pid, script)
 
     async def kill_job(self, job: Job) -> None:

@@ -12,7 +12,9 @@ import inspect
 import json
 import os
 import signal
+import subprocess
 import sys
+import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +25,12 @@ if TYPE_CHECKING:
 __all__ = ["start_and_die"]
 
 
-async def start_and_die(
+def start_and_die(
     contract: SchedulerContract, workdir: str | os.PathLike[str], command: CommandType
 ) -> None:
     """Have a new process make the contract's scheduler, submit job 0, and be killed with its group.
 
-    Returns when it is dead.
+    Returns when it is dead; blocks meanwhile.
 
     Raises:
         AssertionError: If it could not do so; with what it said.
@@ -41,27 +43,32 @@ async def start_and_die(
         "workdir": os.fspath(workdir),
         "command": command,
     }
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", __name__, json.dumps(task)),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
+    process = subprocess.Popen(
+        [sys.executable, "-m", __name__, json.dumps(task)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         start_new_session=True,
     )
-    assert process.stdout is not None
-    said = b""
-    try:
-        async with asyncio.timeout(contract.deadline_s):
-            async for line in process.stdout:
-                said += line
-                if line == b"submitted\n":
-                    break
-    finally:
-        with suppress(ProcessLookupError):  # it has ended by itself
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.communicate()
-    assert said.endswith(b"submitted\n"), f"the other driver did not submit:\n{said.decode()}"
+    deadline = threading.Timer(contract.deadline_s, _kill_group, [process.pid])
+    deadline.start()
+    said = []
+    with process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            said.append(line)
+            if line == b"submitted\n":
+                break
+        deadline.cancel()
+        _kill_group(process.pid)  # it is not reaped yet: the group is still its own
+    told = b"".join(said)
+    assert told.endswith(b"submitted\n"), f"the other driver did not submit:\n{told.decode()}"
+
+
+def _kill_group(pgid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(pgid, signal.SIGKILL)
 
 
 def _load(task: dict[str, Any]) -> Any:

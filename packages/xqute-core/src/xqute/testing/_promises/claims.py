@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from typing import Self
@@ -126,7 +127,7 @@ class ClaimPromises:
     async def test_a_job_outlives_the_driver_that_started_it(self, rig: Rig) -> None:
         """The driver may be killed at any moment; its jobs run on, and tell their ends."""
         script = f"{_WAITS}; echo done; exit 7"
-        await start_and_die(rig.contract, rig.workdir, bash(script))
+        await asyncio.to_thread(start_and_die, rig.contract, rig.workdir, bash(script))
         job = rig.scheduler().create_job(0, bash("true"))
         assert rig.read(job, "job.rc") is None
         job.write_file("go", "")
