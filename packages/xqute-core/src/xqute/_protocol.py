@@ -121,7 +121,7 @@ def read_start_claim(metadir: str, tag: str) -> StartClaim | None:
 
 
 def read_start_claims(metadir: str) -> list[tuple[StartClaim, bool]]:
-    """Who holds the starts of all attempts of a job, and whether each has ended; not revoked ones."""
+    """Who holds the starts of a job's attempts, revoked ones left out, and whether each has ended."""
     try:
         names = set(os.listdir(metadir))
     except FileNotFoundError:
