@@ -121,7 +121,7 @@ def read_start_claim(metadir: str, tag: str) -> StartClaim | None:
 
 
 def read_start_claims(metadir: str) -> list[tuple[StartClaim, bool]]:
-    """Who holds the starts of a job's attempts, revoked ones left out, and whether each has ended."""
+    """Who holds the starts of a job's attempts, and whether each has ended; not the revoked."""
     try:
         names = set(os.listdir(metadir))
     except FileNotFoundError:
