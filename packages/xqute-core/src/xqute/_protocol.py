@@ -40,17 +40,16 @@ __all__ = [
 # One read is enough for every file here; a longer one is not ours.
 _READ_BYTES: Final = 4096
 
+# Patterns are compiled when they are first used, which `re` remembers: importing stays cheap.
 _NUMBER: Final = r"0|[1-9][0-9]{0,9}"
 _RC: Final = r"0|-?[1-9][0-9]{0,9}"
-_START_LINE: Final = re.compile(
-    rb"([^ \n]+) ([^ \n]+) ([1-9][0-9]{0,9}) (-|0|[1-9][0-9]{0,19}) ([^ \n]+)\n"
-)
-_REVOKED_LINE: Final = re.compile(rb"revoked [^ \n]+\n")
-_END_LINE: Final = re.compile(rf"({_RC}) ([67]) ([\w.-]*)\n".encode())
-_EVENT_NAME: Final = re.compile(
+_START_LINE: Final = rb"([^ \n]+) ([^ \n]+) ([1-9][0-9]{0,9}) (-|0|[1-9][0-9]{0,19}) ([^ \n]+)\n"
+_REVOKED_LINE: Final = rb"revoked [^ \n]+\n"
+_END_LINE: Final = rf"({_RC}) ([67]) ([\w.-]*)\n".encode()
+_EVENT_NAME: Final = (
     rf"({_NUMBER})\.({_NUMBER})\.({_NUMBER})\.([467])\.({_RC})\.(0|[1-9][0-9]{{0,14}})"
 )
-_CAUSE: Final = re.compile(r"[\w.-]*", re.ASCII)
+_CAUSE: Final = r"[A-Za-z0-9_.-]*"
 
 
 class StartClaim(NamedTuple):
@@ -113,11 +112,11 @@ def read_start_claim(metadir: str, tag: str) -> StartClaim | None:
     text = _read(start_claim_path(metadir, tag))
     # The wrapper may append below its line; a line without its end is not whole.
     line = text[: text.find(b"\n") + 1]
-    if match := _START_LINE.fullmatch(line):
+    if match := re.fullmatch(_START_LINE, line):
         host, boot_id, pid, ticks, native_id = map(os.fsdecode, match.groups())
         start_ticks = None if ticks == "-" else int(ticks)
         return StartClaim(host, boot_id, int(pid), start_ticks, native_id, revoked=False)
-    return _REVOKED if _REVOKED_LINE.fullmatch(line) else None
+    return _REVOKED if re.fullmatch(_REVOKED_LINE, line) else None
 
 
 def read_start_claims(metadir: str) -> list[tuple[StartClaim, bool]]:
@@ -133,7 +132,7 @@ def read_start_claims(metadir: str) -> list[tuple[StartClaim, bool]]:
 
 def read_end_record(metadir: str, tag: str) -> EndRecord | None:
     """How the attempt ended; None: not settled, or the line is not (wholly) there."""
-    match = _END_LINE.fullmatch(_read(end_claim_path(metadir, tag)))
+    match = re.fullmatch(_END_LINE, _read(end_claim_path(metadir, tag)))
     if match is None:
         return None
     rc, status, cause = match.groups()
@@ -157,7 +156,7 @@ def claim_end(metadir: str, tag: str, rc: int, status: int, cause: str) -> bool:
     """
     if status not in (6, 7):
         raise ValueError(f"not a final status: {status}")
-    if not _CAUSE.fullmatch(cause):
+    if not re.fullmatch(_CAUSE, cause):
         raise ValueError(f"a cause is one word of letters, digits, '_', '.', '-': {cause!r}")
     return _claim(end_claim_path(metadir, tag), f"{rc} {status} {cause}\n")
 
@@ -178,7 +177,7 @@ def write_end(metadir: str, tag: str, rc: int, status: int, cause: str) -> bool:
 
 def parse_event_name(name: str) -> Event | None:
     """The event that a file of this name tells; None for any other name."""
-    match = _EVENT_NAME.fullmatch(name)
+    match = re.fullmatch(_EVENT_NAME, name)
     return Event._make(map(int, match.groups())) if match else None
 
 

@@ -45,7 +45,7 @@ _BUILTIN_WORDS: Final = frozenset(
     )
 )
 
-_ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_ENV_NAME: Final = r"[A-Za-z_][A-Za-z0-9_]*"
 # Bash refuses to change these.
 _READONLY: Final = frozenset(("UID", "EUID", "PPID", "BASHOPTS", "SHELLOPTS", "BASH_VERSINFO"))
 # And these it computes itself, whatever is exported; FUNCNEST would end the wrapper's functions.
@@ -61,8 +61,8 @@ _DYNAMIC: Final = frozenset(
     ]
 )
 
-_NEEDS_OCTAL: Final = re.compile(rb"[^ -&(-\[\]-~]")
-_CODE_NEEDS_OCTAL: Final = re.compile(rb"[^\t\n -&(-\[\]-~]")
+_NEEDS_OCTAL: Final = rb"[^ -&(-\[\]-~]"
+_CODE_NEEDS_OCTAL: Final = rb"[^\t\n -&(-\[\]-~]"
 
 
 def quote(text: str) -> str:
@@ -73,7 +73,7 @@ def quote(text: str) -> str:
     """
     if text.isascii() and text.isprintable() and "'" not in text:
         return f"'{text}'"
-    return f"$'{_NEEDS_OCTAL.sub(_octal, _encode(text)).decode()}'"
+    return f"$'{re.sub(_NEEDS_OCTAL, _octal, _encode(text)).decode()}'"
 
 
 def quote_command(argv: Sequence[str]) -> str:
@@ -95,7 +95,7 @@ def check_command(argv: Sequence[str]) -> None:
 
 def check_env(name: str, value: str) -> None:
     """Raise InvalidJobError for a variable that bash cannot hand over exactly as it is."""
-    if not _ENV_NAME.fullmatch(name):
+    if not re.fullmatch(_ENV_NAME, name):
         raise InvalidJobError(
             f"Environment variable {name!r}: a name is made of ASCII letters, digits and '_', "
             "and does not begin with a digit."
@@ -243,7 +243,7 @@ def _quote_code(code: str) -> str:
     """One bash word that stands for this code, with its lines kept, itself ASCII."""
     if code.isascii() and code.replace("\n", "").replace("\t", "").isprintable():
         return "'" + code.replace("'", "'\\''") + "'"
-    return f"$'{_CODE_NEEDS_OCTAL.sub(_octal, _encode(code)).decode()}'"
+    return f"$'{re.sub(_CODE_NEEDS_OCTAL, _octal, _encode(code)).decode()}'"
 
 
 def _render_code(code: str, *, must_be_whole: bool) -> str:
