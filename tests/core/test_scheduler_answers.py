@@ -121,12 +121,21 @@ async def test_a_lost_job_is_not_tried_again_unless_asked_for(tmp_path):
 
 
 @pytest.mark.concurrency
-async def test_gone_is_not_believed_while_the_job_tells_otherwise(tmp_path):
-    xq = Xqute(Talker, workdir=tmp_path, scheduler_opts={"recheck_interval": 0.02})
-    xq.scheduler.answer = lambda job: False
-    jobs = [await xq.put(["bash", "-c", "exit 4"]) for _ in range(5)]
-    await xq.run_until_complete()
-    assert [(job.outcome, job.rc) for job in jobs] == [(JobOutcome.FAILED, 4)] * 5
+async def test_gone_is_not_believed_while_the_job_tells_otherwise(tmp_path, gate, until):
+    asked = []
+
+    def answer(job):
+        asked.append(job)
+        return False
+
+    xq = Xqute(Talker, workdir=tmp_path, scheduler_opts={"recheck_interval": 0.02}, forks=3)
+    xq.scheduler.answer = answer
+    xq.scheduler.lost_grace_s = 1000
+    jobs = [await xq.put(gate.command("exit 4")) for _ in range(3)]
+    await until(lambda: set(asked) == set(jobs))
+    gate.open()
+    await asyncio.wait_for(xq.run_until_complete(), 10)
+    assert [(job.outcome, job.rc) for job in jobs] == [(JobOutcome.FAILED, 4)] * 3
 
 
 async def test_a_job_that_the_backend_says_has_failed_before_running_has_failed(tmp_path, recorder):

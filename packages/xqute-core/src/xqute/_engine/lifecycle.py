@@ -97,10 +97,10 @@ class End(NamedTuple):
             kill: Whether the kill of the job was requested.
             timeout: Whether it was being ended for its timeout.
         """
+        if kill and record.rc != 0:
+            return cls(_O.KILLED, record.rc, JobCause.REQUESTED, "killed on request")
         # A command that was faster than our signal was not ended by it.
         unhurt = record.rc == 0 and not record.cause
-        if kill and not unhurt:
-            return cls(_O.KILLED, record.rc, JobCause.REQUESTED, "killed on request")
         if record.cause == JobCause.TIMEOUT or (timeout and not unhurt):
             return cls(_O.TIMEOUT, record.rc, JobCause.TIMEOUT, "ended at its timeout")
         if state is not None and state.cause:
