@@ -18,6 +18,8 @@ class TestLocal(SchedulerContract):
 
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="there is no pidfd to be without")
 class TestLocalWithoutPidfd(TestLocal):
+    many = 60
+
     @pytest.fixture(autouse=True)
     def _without_pidfd(self, monkeypatch):
         def fails(pid, flags=0):

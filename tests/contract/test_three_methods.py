@@ -80,6 +80,8 @@ class TestThreeMethods(SchedulerContract):
 
 
 class TestThreeMethodsWithoutInotify(TestThreeMethods):
+    many = 60
+
     @pytest.fixture(autouse=True)
     def _without_inotify(self, monkeypatch):
         monkeypatch.setattr(spool, "_open_inotify", lambda folder: None)

@@ -165,8 +165,9 @@ async def test_a_pid_that_was_used_again_is_not_the_job(tmp_path, stranger, with
     if with_claim:
         # As if the job had not ended and its process id were somebody else's now.
         for claim in job.metadir.glob("job.start.*"):
-            host, boot, _, *rest = claim.read_text().split(" ")
-            claim.write_text(" ".join([host, boot, str(stranger.pid), *rest]))
+            host, boot, _, ticks, *rest = claim.read_text().split(" ")
+            earlier = str(int(ticks) - 100)
+            claim.write_text(" ".join([host, boot, str(stranger.pid), earlier, *rest]))
         for end in job.metadir.glob("job.end.*"):
             end.unlink()
     job.jid = stranger.pid

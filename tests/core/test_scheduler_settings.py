@@ -128,3 +128,62 @@ async def test_forks_bounds_the_jobs_with_the_backend(tmp_path):
         level += 1 if sign == "+" else -1
         levels.append(level)
     assert (max(levels), levels[-1]) == (3, 0)
+
+
+# --- opened and closed --------------------------------------------------------------------------
+
+
+class Telling(LocalScheduler):
+    """It notes what it is asked to do, and may refuse to start."""
+
+    name = "telling"
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.told = []
+        self.refuse = False
+
+    async def start(self):
+        if self.refuse:
+            raise ConnectionError("the controller is away")
+        self.told.append("start")
+        await super().start()
+
+    async def close(self):
+        self.told.append("close")
+        await super().close()
+
+    async def submit_job(self, job):
+        self.told.append("submit")
+        return await super().submit_job(job)
+
+
+@pytest.mark.parametrize("end", ["completed", "cancelled", "halted"])
+async def test_a_run_opens_its_scheduler_before_the_first_submission_and_closes_it(tmp_path, end):
+    xq = Xqute(Telling, workdir=tmp_path, error_strategy="halt")
+    assert xq.scheduler.told == []
+    job = await xq.put("false" if end == "halted" else "true")
+    await job.wait()
+    if end == "cancelled":
+        xq.cancel()
+    await xq.run_until_complete()
+    assert xq.scheduler.told == ["start", "submit", "close"]
+
+
+async def test_a_scheduler_is_an_asynchronous_context(tmp_path):
+    async with Telling(tmp_path) as scheduler:
+        assert isinstance(scheduler, Telling)
+        assert scheduler.told == ["start"]
+    assert scheduler.told == ["start", "close"]
+
+
+async def test_a_scheduler_that_cannot_start_is_told_at_feed_and_can_be_tried_again(tmp_path):
+    xq = Xqute(Telling, workdir=tmp_path)
+    xq.scheduler.refuse = True
+    with pytest.raises(ConnectionError, match="away"):
+        await xq.put("true")
+    assert xq.jobs == []
+    xq.scheduler.refuse = False
+    job = await xq.put("true")
+    await xq.run_until_complete()
+    assert (job.index, job.outcome) == (0, JobOutcome.SUCCEEDED)

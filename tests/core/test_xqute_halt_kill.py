@@ -82,6 +82,7 @@ async def test_one_job_can_be_killed_and_the_others_go_on(tmp_path, until, gate,
     await until(lambda: job.status == JobStatus.RUNNING)
     await xq.scheduler.kill_job_and_update_status(job)
     assert (job.status, job.outcome) == (JobStatus.FINISHED, JobOutcome.KILLED)
+    await job.wait()
     assert recorder.hooks(job.index)[-2:] == ["killing", "killed"]
     gate.open()
     await xq.run_until_complete()

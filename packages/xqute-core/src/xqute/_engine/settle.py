@@ -27,26 +27,31 @@ def judge(
         is_over: Whether the backend says that the attempt is over, so that there must be an end.
     """
     job = flight.job
-    kill, timeout = flight.kill_requested, flight.timed_out
+    timeout = flight.timed_out
     if not scheduler.uses_wrapper:
         if not is_over or state is None:
             return None
-        if kill and state.rc is None and job.started_at is None:
+        if flight.kill_requested and state.rc is None and job.started_at is None:
             return End.cancelled()
-        return End.from_state(state, kill=kill, timeout=timeout)
+        return End.from_state(state, kill=_is_killed(flight, state.rc), timeout=timeout)
     try:
         record = _protocol.read_end_record(job.local_dir, flight.tag)
     except OSError as exc:
         logger.warning("The end of %r cannot be read: %s", job, exc)
         record = None
     if record is not None:
-        # A plugin that refused a kill may have killed the job by itself.
-        kill = kill or (flight.kill_refused and record.rc > SIGNAL_BASE)
+        kill = _is_killed(flight, record.rc)
         return End.from_record(record, state, kill=kill, timeout=timeout)
     end = _read_foreign_end(flight)
     if end is not None or not is_over or state is None:
         return end
     return _settle_without_record(flight, state)
+
+
+def _is_killed(flight: Flight, rc: int | None) -> bool:
+    """Whether a kill was asked for; a plugin that refused it may have killed the job by itself."""
+    by_plugin = flight.kill_refused and rc is not None and rc > SIGNAL_BASE
+    return flight.kill_requested or by_plugin
 
 
 def read_start(flight: Flight) -> _protocol.StartClaim | None:
@@ -76,7 +81,8 @@ def _read_foreign_end(flight: Flight) -> End | None:
 def _settle_without_record(flight: Flight, state: BackendState) -> End:
     """The wrapper is over without a record: win the end claim, and write what is known."""
     job = flight.job
-    end = End.from_state(state, kill=flight.kill_requested, timeout=flight.timed_out)
+    kill = _is_killed(flight, state.rc)
+    end = End.from_state(state, kill=kill, timeout=flight.timed_out)
     if state.rc == _RC_CLAIM_FAILED and end.outcome is JobOutcome.FAILED:
         where = f"{job.local_dir} (disk full, quota, permission?)"
         why = f"its claim or output files could not be created in {where}"
