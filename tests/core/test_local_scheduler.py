@@ -175,7 +175,7 @@ async def test_a_wrapper_killed_from_outside_takes_the_job_with_it(
     assert (job.rc, job.outcome, job.cause) == (137, JobOutcome.FAILED, "SIGNAL")
     assert job.status is JobStatus.FAILED
     assert job.rc_file.read_text() == "137"
-    assert job_processes() == []
+    await until(lambda: job_processes() == [])
 
 
 async def test_such_a_death_is_tried_again_under_retry(tmp_path, until):

@@ -163,6 +163,84 @@ async def test_hours_pass_at_once_by_a_manual_clock(tmp_path):
     assert (job.outcome, job.rc) == (JobOutcome.FAILED, 3)
 
 
+# --- without an engine -------------------------------------------------------------------------
+
+
+async def turns(n=5):
+    for _ in range(n):
+        await asyncio.sleep(0)
+
+
+def alone(tmp_path, **opts):
+    """A scheduler without an engine, a job of its, what it tells, and its clock."""
+    clock = ManualClock()
+    scheduler = MemoryScheduler(tmp_path, clock=clock, **opts)
+    told = []
+    scheduler.watch(lambda job, state: told.append(state.phase))
+    return scheduler, scheduler.create_job(0, "x"), told, clock
+
+
+@pytest.mark.parametrize(
+    ("tells", "expected"),
+    [
+        (Tells.ONCE, [Phase.RUNNING, Phase.ENDED]),
+        (Tells.TWICE, [Phase.RUNNING, Phase.RUNNING, Phase.ENDED, Phase.ENDED]),
+        (Tells.BACKWARDS, [Phase.ENDED, Phase.RUNNING]),
+        (Tells.NOTHING, []),
+    ],
+)
+async def test_a_behaviour_says_what_is_told(tmp_path, tells, expected):
+    behave = always(runs_s=1, tells=tells)
+    scheduler, job, told, clock = alone(tmp_path, behave=behave)
+    await scheduler.submit_job(job)
+    await turns()
+    clock.advance(1)
+    await turns()
+    assert told == expected
+
+
+async def test_news_come_as_late_as_the_behaviour_says(tmp_path):
+    scheduler, job, told, clock = alone(tmp_path, behave=always(runs_s=1, told_after_s=5))
+    await scheduler.submit_job(job)
+    clock.advance(4)
+    await turns()
+    assert told == []
+    assert (await scheduler.poll_jobs([job]))[job].phase is Phase.ENDED, "who asks knows better"
+    clock.advance(2)
+    await turns()
+    assert told == [Phase.RUNNING, Phase.ENDED]
+
+
+async def test_a_lost_answer_is_a_job_accepted(tmp_path):
+    faults = {"submit": [Fault.LOSE_ANSWER]}
+    scheduler, job, told, _ = alone(tmp_path, behave=always(runs_s=1), faults=faults)
+    with pytest.raises(SubmitError) as lost:
+        await scheduler.submit_job(job)
+    assert (lost.value.transient, lost.value.maybe_submitted) == (True, True)
+    await turns()
+    assert told == [Phase.RUNNING]
+
+
+async def test_answers_come_as_late_as_the_script_says(tmp_path):
+    faults = {"submit": [7], "poll": [8.0], "kill": [9]}
+    scheduler, job, told, clock = alone(tmp_path, behave=always(runs_s=100), faults=faults)
+    questions = [
+        (7, lambda: scheduler.submit_job(job), [Phase.RUNNING]),
+        (8, lambda: scheduler.poll_jobs([job]), [Phase.RUNNING]),
+        (9, lambda: scheduler.kill_jobs([job]), [Phase.RUNNING, Phase.ENDED]),
+    ]
+    for seconds, ask, expected in questions:
+        answer = asyncio.ensure_future(ask())
+        await turns()
+        assert told == expected, "it happens at once"
+        clock.advance(seconds - 0.5)
+        await turns()
+        assert not answer.done()
+        clock.advance(0.5)
+        await answer
+    assert (scheduler.calls.submit, scheduler.calls.poll, scheduler.calls.kill) == ([1], [1], [1])
+
+
 # --- what goes wrong at submission -------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Container
+from enum import Enum, auto
 from typing import NamedTuple
 
 from . import _protocol
@@ -186,8 +187,14 @@ class ProcessTable:
         While a dead leader is not reaped its process id, and so its group's and session's, cannot
         be used again: that is when the rest of it can be killed safely.
         """
-        exited = [child for child in children if _has_exited(child.pid)]
-        sessions = {child.pid for child in exited if child.pid in self._killed}
+        ends = {child: _look_at(child.pid) for child in children}
+        exited = [child for child, end in ends.items() if end is not _End.NOT_YET]
+        # A wrapper that died of a signal leaves what it started.
+        sessions = {
+            child.pid
+            for child in exited
+            if child.pid in self._killed or ends[child] is _End.SIGNALLED
+        }
         for child in exited:
             signal_group(child.pid, signal.SIGKILL)
         if sessions:
@@ -247,11 +254,23 @@ def _inheritable_fds(ours: Container[int]) -> list[int]:
     return fds
 
 
-def _has_exited(pid: int) -> bool:
+class _End(Enum):
+    NOT_YET = auto()
+    EXITED = auto()
+    SIGNALLED = auto()
+    #: Something else in this process has reaped it.
+    REAPED = auto()
+
+
+def _look_at(pid: int) -> _End:
+    """Tell whether a child has ended, without reaping it."""
     try:
-        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        result = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
-        return True  # reaped by somebody else in this process
+        return _End.REAPED
+    if result is None:
+        return _End.NOT_YET
+    return _End.EXITED if result.si_code == os.CLD_EXITED else _End.SIGNALLED
 
 
 def _wait(pid: int) -> int | None:

@@ -149,10 +149,14 @@ class Engine:
         return counts
 
     async def kill(self, job: Job) -> None:
-        """Kill one job, `on_job_killing` included, and return when its attempt is over."""
+        """Kill one job, hooks included, and return when it has ended, or a plugin refuses.
+
+        Asked by a hook of the job itself it returns when the attempt is over: the next hook cannot
+        be called before that one is done.
+        """
         flight = self._watching.flight_of(job)
-        if flight is not None and flight.is_submitted and self._run.chains.is_within(job):
-            # A hook of the job asks, and the next one cannot be called before it is done.
+        is_within = self._run.chains.is_within(job)
+        if flight is not None and flight.is_submitted and is_within:
             flight.kill_requested = True
             await self._gate_kill(flight)
         else:
@@ -161,6 +165,8 @@ class Engine:
             over = self._run.loop.create_future()
             flight.over.append(over)
             await over
+        if not is_within and not (flight is not None and flight.kill_refused):
+            await self.wait(job)
 
     # --- killing and stopping ------------------------------------------------------------------
 
@@ -189,6 +195,7 @@ class Engine:
         flight.kill_refused = not await self._run.ask_hook(flight.job, "on_job_killing")
         if flight.kill_refused:
             flight.kill_requested = False  # it may be asked again
+            flight.tell_waiters()
         else:
             self._kill_flights([flight])
 

@@ -24,7 +24,7 @@ class Flight:
         gone_since_s: Since when (loop time) the backend says that it has no such job.
         timer: What ends it at its timeout.
         is_closed: Whether it is over; whoever still holds it may forget it.
-        over: What waits for the end of the attempt.
+        over: What waits for the end of the attempt, or for a plugin's refusal of its kill.
         due_s: When (loop time) the backend is to be asked about it; None: it is not planned.
         checks: How often the backend was asked since it was last heard of.
     """
@@ -66,6 +66,11 @@ class Flight:
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
+        self.tell_waiters()
+
+    def tell_waiters(self) -> None:
+        """There is news for those who have asked for its kill: it is over, or that was refused."""
         for waiter in self.over:
             if not waiter.done():
                 waiter.set_result(None)
+        self.over.clear()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -81,7 +80,6 @@ class SchedulerContract(
 
     # --- what an author says -------------------------------------------------------------------
 
-    @abstractmethod
     def make_scheduler(self, workdir: str | os.PathLike[str], **keywords: Any) -> Scheduler:
         """Make a scheduler of the kind that is tried; keywords as for `Scheduler`."""
         raise NotImplementedError
