@@ -41,6 +41,16 @@ async def test_the_timeout_of_the_scheduler_and_of_a_job(tmp_path):
     assert (free.outcome, longer.outcome) == (JobOutcome.SUCCEEDED, JobOutcome.SUCCEEDED)
 
 
+async def test_a_command_that_ends_with_0_at_its_timeout_has_timed_out(tmp_path):
+    polite = "trap 'echo cleaned; exit 0' TERM; while :; do sleep 0.02; done"
+    xq = Xqute(workdir=tmp_path, scheduler_opts={"timeout": 0.2})
+    job = await xq.put(["bash", "-c", polite])
+    await xq.run_until_complete()
+    assert job.stdout_file.read_text() == "cleaned\n"
+    assert (job.outcome, job.cause) == (JobOutcome.TIMEOUT, "TIMEOUT")
+    assert job.rc == 0
+
+
 async def test_an_exit_in_prescript_fails_the_job_with_that_code(tmp_path):
     xq = Xqute(workdir=tmp_path, scheduler_opts={"prescript": "exit 9"})
     job = await xq.put("echo ran")

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["start_and_die"]
 
+#: Until the new process has submitted; starting Python takes a while on a busy machine.
+_START_TIMEOUT_S = 60.0
+
 
 def start_and_die(
     contract: SchedulerContract, workdir: str | os.PathLike[str], command: CommandType
@@ -51,7 +54,7 @@ def start_and_die(
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         start_new_session=True,
     )
-    deadline = threading.Timer(contract.deadline_s, _kill_group, [process.pid])
+    deadline = threading.Timer(_START_TIMEOUT_S, _kill_group, [process.pid])
     deadline.start()
     said = []
     with process:
