@@ -6,12 +6,13 @@ import asyncio
 import fcntl
 import os
 import signal
-import sys
 import threading
+from pathlib import Path
 
 import pytest
 
 from xqute import JobOutcome, JobStatus, Xqute
+from xqute.schedulers.local_scheduler import LocalScheduler
 
 pytestmark = pytest.mark.usefixtures("job_processes")
 
@@ -302,16 +303,19 @@ def test_a_host_program_that_reaps_every_child_loses_no_exit_code(start_driver, 
     assert driver.finish() == list(range(8))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
-async def test_a_run_leaves_no_descriptor_and_no_zombie(tmp_path):
+@pytest.mark.parametrize("submits_by_itself", [False, True])
+async def test_a_run_leaves_no_descriptor_and_no_zombie(tmp_path, submits_by_itself):
+    class Overriding(LocalScheduler):
+        async def submit_job(self, job):
+            return await super().submit_job(job)
+
+    scheduler = Overriding if submits_by_itself else "local"
     await _run(tmp_path / "warm", "true")
     before = sorted(os.listdir("/proc/self/fd")), _children()
-    await _run(tmp_path, "true", "false", forks=2)
+    await _run(tmp_path, *["true"] * 8, forks=4, scheduler=scheduler)
     assert (sorted(os.listdir("/proc/self/fd")), _children()) == before
-    assert _children() == []
 
 
 def _children():
-    path = f"/proc/self/task/{threading.main_thread().native_id}/children"
-    with open(path) as file:
-        return [pid + open(f"/proc/{pid}/stat").read() + open(f"/proc/{pid}/cmdline").read() for pid in file.read().split()]
+    """The ids of the children of this process, zombies included."""
+    return Path("/proc/self/task", str(os.getpid()), "children").read_text().split()
