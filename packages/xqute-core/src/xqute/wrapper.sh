@@ -126,7 +126,7 @@ export XQUTE_JOB_INDEX=0
 #@
         }
         # The job's shell ended before it was through: a hook or the prescript did `exit`, or so.
-        # shellcheck disable=SC2317  # reached through the trap
+        # shellcheck disable=SC2317,SC2329  # reached through the trap
         xq_over() {
             rc=$?
             if [[ $xq_ended ]]; then return; fi
