@@ -88,6 +88,13 @@ class ProcessTable:
             self._epoll = None
         self._loop = None
 
+    async def drain(self, at_most_s: float) -> None:
+        """Return when no child is left, or time is up; a wrapper that has told its end is going."""
+        until_s = time.monotonic() + at_most_s
+        while self._children and time.monotonic() < until_s:
+            self._reap(list(self._children.values()))
+            await asyncio.sleep(0.001)
+
     def spawn(self, argv: list[str], job: Job) -> int:
         """Start a process in a session of its own, without streams, and give its id.
 

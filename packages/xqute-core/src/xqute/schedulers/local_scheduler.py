@@ -21,6 +21,8 @@ __all__ = ["LocalScheduler"]
 
 #: A death by signal n is told as this plus n.
 _SIGNAL_BASE = 128
+#: How long a wrapper that has told its end may take to be gone.
+_DRAIN_S = 0.5
 
 
 class LocalScheduler(Scheduler):
@@ -55,7 +57,8 @@ class LocalScheduler(Scheduler):
         self._table.attach(asyncio.get_running_loop())
 
     async def close(self) -> None:
-        """Stop watching; processes run on."""
+        """Stop watching; processes run on, but those that are about to end are waited for."""
+        await self._table.drain(_DRAIN_S)
         self._table.detach()
         self._report = None
 
