@@ -15,6 +15,7 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from . import _protocol
+from .defaults import SIGNAL_BASE
 from .job import Job
 from .utils import logger
 
@@ -287,7 +288,7 @@ def _wait(pid: int) -> int | None:
         return None
     if result is None:
         return None
-    return result.si_status if result.si_code == os.CLD_EXITED else 128 + result.si_status
+    return result.si_status if result.si_code == os.CLD_EXITED else SIGNAL_BASE + result.si_status
 
 
 def signal_group(pgid: int, sig: signal.Signals) -> None:

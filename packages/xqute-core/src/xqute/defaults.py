@@ -26,6 +26,7 @@ __all__ = [
     "RC_LOST",
     "RC_NOT_SUBMITTED",
     "RC_UNKNOWN",
+    "SIGNAL_BASE",
     "JobCause",
     "JobErrorStrategy",
     "JobOutcome",
@@ -129,6 +130,8 @@ MAX_BACKEND_RESTARTS = 5
 RC_UNKNOWN = -1
 RC_NOT_SUBMITTED = -2
 RC_LOST = -3
+#: A death by signal n is told as this plus n.
+SIGNAL_BASE = 128
 
 JOBCMD_WRAPPER_LANG = "/bin/bash"
 DEFAULT_JOB_CMD_WRAPPER_SHELL = JOBCMD_WRAPPER_LANG

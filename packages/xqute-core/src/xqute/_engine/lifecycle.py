@@ -13,6 +13,7 @@ from ..defaults import (
     RC_LOST,
     RC_NOT_SUBMITTED,
     RC_UNKNOWN,
+    SIGNAL_BASE,
     JobCause,
     JobErrorStrategy,
     JobOutcome,
@@ -24,7 +25,6 @@ from ..scheduler import BackendState
 
 __all__ = [
     "HOOK_OF_OUTCOME",
-    "SIGNAL_BASE",
     "TRANSITIONS",
     "End",
     "Retry",
@@ -58,8 +58,6 @@ HOOK_OF_OUTCOME: Mapping[JobOutcome, str] = {
     _O.LOST: "on_job_failed",
 }
 
-#: A death by signal n is told as this plus n.
-SIGNAL_BASE = 128
 _ENDS_FINISHED = frozenset({_O.SUCCEEDED, _O.KILLED, _O.CANCELLED})
 #: Of these it is certain that the command ran, or at least its wrapper.
 _RAN = frozenset({_O.SUCCEEDED, _O.FAILED, _O.TIMEOUT, _O.KILLED})

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from .. import _protocol
-from ..defaults import RC_LOST, JobCause, JobOutcome, JobStatus
+from ..defaults import RC_LOST, SIGNAL_BASE, JobCause, JobOutcome, JobStatus
 from ..scheduler import BackendState, Scheduler
 from ..utils import logger
 from .flight import Flight
-from .lifecycle import SIGNAL_BASE, End
+from .lifecycle import End
 
 __all__ = ["claim_lost", "judge", "read_start"]
 

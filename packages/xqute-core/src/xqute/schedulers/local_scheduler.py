@@ -12,15 +12,13 @@ from typing import Any
 
 from .. import _protocol
 from .._processes import ProcessTable, kill_sessions, runs_script, signal_group
-from ..defaults import JOBCMD_WRAPPER_LANG, JobCause, JobStatus
+from ..defaults import JOBCMD_WRAPPER_LANG, SIGNAL_BASE, JobCause, JobStatus
 from ..errors import SubmitError, XquteWarning
 from ..job import Job
 from ..scheduler import BackendState, Phase, Scheduler
 
 __all__ = ["LocalScheduler"]
 
-#: A death by signal n is told as this plus n.
-_SIGNAL_BASE = 128
 #: How long a wrapper that has told its end may take to be gone.
 _DRAIN_S = 0.5
 
@@ -82,7 +80,7 @@ class LocalScheduler(Scheduler):
     def _on_exit(self, pid: int, job: Job, rc: int | None) -> None:
         if self._report is not None:
             self._report(job, BackendState(Phase.ENDED, rc, jid=pid))
-        elif rc is not None and rc > _SIGNAL_BASE:
+        elif rc is not None and rc > SIGNAL_BASE:
             # Nobody watches, and a wrapper that was killed has told nothing.
             tag = self.claim_tag(job)
             _protocol.write_end(job.local_dir, tag, rc, JobStatus.FAILED, JobCause.SIGNAL)
