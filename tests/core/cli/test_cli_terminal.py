@@ -10,7 +10,6 @@ import signal
 import struct
 import termios
 import time
-from pathlib import Path
 
 import pytest
 
@@ -204,23 +203,15 @@ def test_a_person_may_type_the_arguments(start):
     assert process.returncode == 0
 
 
-@pytest.mark.alone
-def test_the_display_takes_no_more_than_a_fortieth_of_a_core(start, tmp_path):
+def test_the_display_is_drawn_at_most_ten_times_a_second(start, tmp_path):
     command = "until [ -e go ]; do sleep 1; done; : {}"
     process, terminal = start("run", "-j20", command, ":::", *map(str, range(500)))
-
-    def cpu_s():
-        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(") ")[2].split()
-        return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
-
     terminal.read_until(rb"0/500.*20 running")
-    before_s, began_s, n_before = cpu_s(), time.monotonic(), len(terminal.seen)
-    while time.monotonic() - began_s < 5:
+    began_s, n_before = time.monotonic(), len(terminal.seen)
+    while time.monotonic() - began_s < 3:
         terminal._read()
-    took_s = time.monotonic() - began_s
     n_frames = terminal.seen.count(b"0/500", n_before)
-    assert 10 <= n_frames <= 10 * took_s + 1
-    assert cpu_s() - before_s <= 0.025 * took_s + 0.01  # a clock tick
+    assert 1 <= n_frames <= 10 * (time.monotonic() - began_s) + 1
     process.send_signal(signal.SIGTERM)
     terminal.read_all(process)
     assert process.returncode == 143
