@@ -10,7 +10,7 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from enum import Enum, auto
 from typing import NamedTuple
 
@@ -64,11 +64,14 @@ class ProcessTable:
         self._sweep: asyncio.TimerHandle | None = None
         #: Descriptors from here on are not taken for pidfds: others need some, too.
         self._pidfd_limit = 0
+        #: What the children inherit: converting it costs more than most of what a spawn needs.
+        self._environ: dict[bytes, bytes] | None = None
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Tell of exits on this event loop from now on."""
+        """Tell of exits on this event loop from now on; children get the environment of now."""
         self.detach()
         self._loop = loop
+        self._environ = dict(os.environb)
         self._pidfd_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _RESERVED_FDS
         if hasattr(os, "pidfd_open"):
             self._epoll = select.epoll()
@@ -87,7 +90,7 @@ class ProcessTable:
                 self._loop.remove_reader(self._epoll.fileno())
             self._epoll.close()
             self._epoll = None
-        self._loop = None
+        self._loop = self._environ = None
 
     async def drain(self, at_most_s: float) -> None:
         """Return when no child is left, or time is up; a wrapper that has told its end is going."""
@@ -102,7 +105,7 @@ class ProcessTable:
         Raises:
             OSError: If it cannot be started.
         """
-        pid = _spawn(argv, self._actions())
+        pid = _spawn(argv, self._actions(), self._environ or os.environb)
         pidfd = self._open_pidfd(pid)
         child = self._children[pid] = _Child(pid, job, pidfd, time.monotonic())
         if pidfd is not None:
@@ -217,12 +220,14 @@ class ProcessTable:
         return len(exited)
 
 
-def _spawn(argv: list[str], file_actions: list[tuple[object, ...]]) -> int:
+def _spawn(
+    argv: list[str], file_actions: list[tuple[object, ...]], environ: Mapping[bytes, bytes]
+) -> int:
     try:
         return os.posix_spawn(
             argv[0],
             argv,
-            os.environ,
+            environ,
             file_actions=file_actions,
             setsid=True,
             setsigmask=[],
@@ -232,6 +237,7 @@ def _spawn(argv: list[str], file_actions: list[tuple[object, ...]]) -> int:
         # A libc whose posix_spawn makes no sessions (macOS).
         process = subprocess.Popen(
             argv,
+            env=environ,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

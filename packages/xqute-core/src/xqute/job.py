@@ -374,14 +374,17 @@ class Job:
         """
         folder = self.local_dir
         kept = f"{folder}/job.retry/{self.trial_count}"
-        self._make_folder()  # somebody may have removed it
+        try:
+            names = os.listdir(folder)
+        except FileNotFoundError:
+            self._make_folder()  # somebody has removed it
+            names = []
         if retry:
             if os.path.isdir(kept):
                 import shutil
 
                 shutil.rmtree(kept)
             _files.make_dir(kept)
-        names = os.listdir(folder)
         for name in names:
             if retry and (name in _ATTEMPT_FILES or name.startswith("job.wrapped.")):
                 os.rename(f"{folder}/{name}", f"{kept}/{name}")

@@ -7,7 +7,6 @@ import signal
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import _files
 from ._checks import check_count, check_seconds
 from .defaults import (
     DEFAULT_ERROR_STRATEGY,
@@ -17,7 +16,7 @@ from .defaults import (
     JobOutcome,
     JobStatus,
 )
-from .errors import InvalidJobError, WorkdirError
+from .errors import InvalidJobError
 from .job import Job
 from .plugin import snapshot
 from .schedulers import get_scheduler
@@ -28,9 +27,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from ._engine.engine import Engine
-    from ._engine.lock import WorkdirLock
-    from ._engine.signals import StopSignals
-    from ._engine.spool import EventSpool
+    from ._engine.session import Session
     from .scheduler import Scheduler
     from .utils import CommandType
 
@@ -92,6 +89,9 @@ class Xqute:
             raise RuntimeError(
                 "Xqute is made inside a running event loop; in a script, use xqute.run(commands)"
             ) from None
+        # Most of the code: not needed to `import xqute`, and no run is to wait for it.
+        from ._engine import session  # noqa: F401
+
         self._hooks = snapshot(plugins)
         self.scheduler = get_scheduler(scheduler)(
             workdir,
@@ -334,12 +334,14 @@ class Xqute:
             self._engine.stop(kill=self._shut_down(sig))
         self._progress.set()
 
-    def _stop_by_signal(self, sig: signal.Signals) -> None:
+    def on_stop_signal(self, sig: signal.Signals) -> None:
+        """Stop the run because of a signal."""
         words = "at once" if self._is_stopping else "gracefully, once more: at once"
         logger.warning("Got %s: stopping %s", sig.name, words)
         self.cancel(sig)
 
-    def _halt(self, job: Job) -> None:
+    def on_halt(self, job: Job) -> None:
+        """Stop the run because of the failure of a job, under "halt"."""
         self.halted_by = job
         logger.error("Halted by %r: %s", job, job.reason)
         self._stop()
@@ -355,50 +357,22 @@ class Xqute:
 
     async def _start(self) -> None:
         """Take the workdir, and begin to work."""
-        # Imported here, since it is most of the code and `import xqute` is to be fast.
-        from ._engine.engine import Engine
-        from ._engine.lock import WorkdirLock
-        from ._engine.signals import StopSignals
-        from ._engine.spool import EventSpool
+        from ._engine.session import Session
 
-        run_dir = f"{self.scheduler.workdir}/.run"
-        try:
-            _files.make_dir(run_dir)
-        except OSError as exc:
-            raise WorkdirError(exc.errno, f"The workdir cannot be used: {exc}") from exc
-        lock = WorkdirLock(run_dir, self)
-        lock.acquire()
-        try:
-            await self.scheduler.start()
-            engine = Engine(
-                self.scheduler,
-                self._hooks,
-                retry_lost=self._retry_lost,
-                on_ended=self._on_ended,
-                on_halt=self._halt,
-            )
-            spool = EventSpool(f"{run_dir}/events", engine.on_event)
-            if self.scheduler.leaves_events:
-                spool.start()
-        except BaseException:
-            lock.release()
-            raise
+        session = await Session.open(self, self.scheduler, self._hooks, retry_lost=self._retry_lost)
         self._has_shut_down = self._is_closing = False
-        self.scheduler.driver = self._engine = engine
-        signals = StopSignals(self._loop, self._stop_by_signal)
-        signals.install()
-        self._task = self._loop.create_task(self._run(engine, spool, lock, signals), name="xqute")
+        self._engine = session.engine
+        self._task = self._loop.create_task(self._run(session), name="xqute")
 
-    def _on_ended(self, job: Job) -> None:
+    def on_job_ended(self, job: Job) -> None:
+        """Hear from the engine of a job that has ended for good, after its hooks."""
         self._ended.append(job)
         self._news.set()
         self._progress.set()
 
-    async def _run(
-        self, engine: Engine, spool: EventSpool, lock: WorkdirLock, signals: StopSignals
-    ) -> None:
+    async def _run(self, session: Session) -> None:
         """Be there until all jobs have ended; then give everything back."""
-        while engine.n_open or not self._is_closing:
+        while session.engine.n_open or not self._is_closing:
             self._progress.clear()
             try:
                 await self._progress.wait()
@@ -407,13 +381,8 @@ class Xqute:
         self._shut_down(None)
         self._engine = None
         try:
-            await engine.close()
-            spool.stop()
-            await self.scheduler.close()
+            await session.close()
         finally:
-            signals.restore()
-            self.scheduler.driver = None
-            lock.release()
             self._news.set()
 
 

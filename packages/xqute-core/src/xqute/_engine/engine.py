@@ -82,6 +82,11 @@ class Engine:
         scheduler.watch(self._watching.on_report)
 
     @property
+    def scheduler(self) -> Scheduler:
+        """The backend."""
+        return self._run.scheduler
+
+    @property
     def is_stopping(self) -> bool:
         """Whether nothing new is submitted."""
         return self._run.is_stopping

@@ -1,0 +1,95 @@
+"""What a run takes when it starts, and gives back when it ends: lock, backend, spool, signals."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import Any, Protocol
+
+from .. import _files
+from ..errors import WorkdirError
+from ..job import Job
+from ..plugin import HookTable
+from ..scheduler import Scheduler
+from .engine import Engine
+from .lock import WorkdirLock
+from .signals import StopSignals
+from .spool import EventSpool
+
+__all__ = ["Session"]
+
+
+class Owner(Protocol):
+    """Whom a session works for."""
+
+    def is_abandoned(self) -> bool:
+        """Whether the owner's event loop is gone, so that it will never give anything back."""
+
+    def on_job_ended(self, job: Job) -> None:
+        """Hear of a job that has ended for good, after its hooks."""
+
+    def on_halt(self, job: Job) -> None:
+        """Hear of the job whose failure is to end the run."""
+
+    def on_stop_signal(self, sig: signal.Signals) -> None:
+        """Hear of a signal that is to stop the run."""
+
+
+class Session:
+    """One run over a workdir, from its first job to its last."""
+
+    def __init__(self, owner: Owner, engine: Engine, spool: EventSpool, lock: WorkdirLock) -> None:
+        self.engine = engine
+        self._spool = spool
+        self._lock = lock
+        self._signals = StopSignals(asyncio.get_running_loop(), owner.on_stop_signal)
+
+    @classmethod
+    async def open(
+        cls, owner: Owner, scheduler: Scheduler, hooks: HookTable, **how: Any
+    ) -> Session:
+        """Take the workdir, and begin to work.
+
+        Args:
+            owner: Who is told.
+            scheduler: The backend.
+            hooks: The plugins.
+            how: Further keywords of the `Engine`.
+
+        Raises:
+            WorkdirError: If the workdir cannot be used; `WorkdirLockedError`: another run has it.
+        """
+        run_dir = f"{scheduler.workdir}/.run"
+        try:
+            _files.make_dir(run_dir)
+        except OSError as exc:
+            raise WorkdirError(exc.errno, f"The workdir cannot be used: {exc}") from exc
+        lock = WorkdirLock(run_dir, owner)
+        lock.acquire()
+        try:
+            await scheduler.start()
+            engine = Engine(
+                scheduler, hooks, on_ended=owner.on_job_ended, on_halt=owner.on_halt, **how
+            )
+            spool = EventSpool(f"{run_dir}/events", engine.on_event)
+            if scheduler.leaves_events:
+                spool.start()
+        except BaseException:
+            lock.release()
+            raise
+        scheduler.driver = engine
+        session = cls(owner, engine, spool, lock)
+        session._signals.install()
+        return session
+
+    async def close(self) -> None:
+        """Give everything back. Jobs that still run, run on."""
+        scheduler = self.engine.scheduler
+        try:
+            await self.engine.close()
+            self._spool.stop()
+            await scheduler.close()
+        finally:
+            self._signals.restore()
+            scheduler.driver = None
+            self._lock.release()
