@@ -59,6 +59,8 @@ class ProcessTable:
         self._children: dict[int, _Child] = {}
         self._killed: set[int] = set()
         self._by_pidfd: dict[int, _Child] = {}
+        #: Wrappers that another process has started.
+        self._adopted: dict[int, _Child] = {}
         self._epoll: select.epoll | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sweep: asyncio.TimerHandle | None = None
@@ -82,6 +84,8 @@ class ProcessTable:
         if self._sweep is not None:
             self._sweep.cancel()
             self._sweep = None
+        for pidfd in list(self._adopted):
+            self._close_adopted(pidfd)
         for pidfd, child in list(self._by_pidfd.items()):
             self._children[child.pid] = child._replace(pidfd=None)
             self._close_pidfd(pidfd)
@@ -127,6 +131,38 @@ class ProcessTable:
                 if fd < limit  # one beyond it (the limit was lowered) cannot be closed so
             ),
         ]
+
+    def adopt(self, pid: int, job: Job, tag: str) -> None:
+        """Tell of the exit of a wrapper that is no child, if it is alive and that can be watched.
+
+        Args:
+            pid: Its process id.
+            job: The job that it runs.
+            tag: Of the attempt, whose start claim says which process of this id is meant.
+        """
+        pidfd = self._open_pidfd(pid)
+        if pidfd is None:
+            return
+        self._adopted[pidfd] = _Child(pid, job, pidfd, time.monotonic())
+        # After opening: now it cannot become another one.
+        claim = _protocol.read_start_claim(job.local_dir, tag)
+        if claim is None or claim.pid != pid or not _protocol.claim_is_alive(claim):
+            self._close_adopted(pidfd)
+
+    def _close_adopted(self, pidfd: int) -> None:
+        del self._adopted[pidfd]
+        if self._epoll is not None:
+            self._epoll.unregister(pidfd)
+        os.close(pidfd)
+
+    def _end_adopted(self, pidfd: int) -> None:
+        """A wrapper that is no child has exited."""
+        child = self._adopted[pidfd]
+        self._close_adopted(pidfd)
+        # Its id may be another's by now: only what knows its folder was its own.
+        kill_sessions({child.pid}, b"XQUTE_JOB_METADIR=" + os.fsencode(child.job.local_dir))
+        _wait(child.pid)  # a child of this process after all, of an earlier run in it
+        self._on_exit(child.pid, child.job, None)
 
     def _open_pidfd(self, pid: int) -> int | None:
         if self._epoll is None:
@@ -184,6 +220,8 @@ class ProcessTable:
             return
         ready = {fd for fd, _ in self._epoll.poll(0)}
         self._reap([self._by_pidfd[fd] for fd in ready if fd in self._by_pidfd])
+        for fd in ready & self._adopted.keys():
+            self._end_adopted(fd)
 
     def _sweep_children(self) -> None:
         unwatched = [child for child in self._children.values() if child.pidfd is None]
@@ -307,9 +345,10 @@ def signal_group(pgid: int, sig: signal.Signals) -> None:
         logger.warning("Process group %d cannot be signalled: %s", pgid, exc)
 
 
-def _command_line(pid: int) -> list[bytes]:
+def _read_words(pid: int, name: str) -> list[bytes]:
+    """Give the words of /proc/<pid>/cmdline or environ; none if there is no such process."""
     try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
+        with open(f"/proc/{pid}/{name}", "rb") as file:
             return file.read().split(b"\0")
     except OSError:
         return []
@@ -319,7 +358,7 @@ async def runs_script(pid: int, script: str) -> bool:
     """Tell whether a process is a shell that runs this script; False where there is no /proc."""
     words: list[bytes] = []
     for _ in range(20):
-        words = _command_line(pid)
+        words = _read_words(pid, "cmdline")
         if words != [b""] or _protocol.process_state(pid) == "Z":
             break
         # It is just being executed, and has no words yet (a kernel thread never has any).
@@ -327,13 +366,21 @@ async def runs_script(pid: int, script: str) -> bool:
     return os.fsencode(script) in words
 
 
-def kill_sessions(sessions: set[int]) -> None:
+def kill_sessions(sessions: set[int], variable: bytes = b"") -> None:
     """KILL every process of the given sessions, until a look finds none that is alive.
 
     Where there is no /proc, only the groups that have the sessions' names are reached.
+
+    Args:
+        sessions: The ids of the sessions.
+        variable: Only those that were started with this in their environment, if it is given.
     """
     for _ in range(10):
-        members = _session_members(sessions)
+        members = [
+            pid
+            for pid in _session_members(sessions)
+            if not variable or variable in _read_words(pid, "environ")
+        ]
         if not members:
             return
         for pid in members:

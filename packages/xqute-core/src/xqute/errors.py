@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "ConfigError",
     "InvalidJobError",
+    "JobChangedError",
     "SchedulerError",
     "SchedulerNotFoundError",
     "SubmitError",
@@ -29,6 +30,10 @@ class ConfigError(XquteError, ValueError):
 
 class InvalidJobError(XquteError, ValueError):
     """A command, an environment or an index that no job can have. Nothing was queued."""
+
+
+class JobChangedError(InvalidJobError):
+    """A job that an earlier run has started is still there, and is not what is fed now."""
 
 
 class SchedulerError(XquteError):

@@ -136,6 +136,8 @@ class Job:
     cause = _Rare[str | None](None)
     reason = _Rare[str]("")
     adopted = _Rare[bool](False)
+    #: The run whose claims and keys the current attempt has; None: the one that drives the job.
+    run_id = _Rare[str | None](None)
     #: The last status that `Scheduler.polling_jobs` has called hooks for.
     told_status = _Rare[JobStatus | None](None)
 

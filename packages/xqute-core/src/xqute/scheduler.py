@@ -126,6 +126,8 @@ class Scheduler(ABC):
     enforces_timeout: ClassVar[bool] = False
     #: Whether jobs run in the wrapper and so leave files; False only where a job is no process.
     uses_wrapper: ClassVar[bool] = True
+    #: Whether jobs, once sent, may run on when this machine has lost its power.
+    outlives_this_machine: ClassVar[bool] = True
     #: The environment variable in which the backend gives the job its native id.
     native_id_variable: ClassVar[str] = ""
 
@@ -333,8 +335,24 @@ class Scheduler(ABC):
         return states
 
     async def find_submitted(self, keys: Iterable[str]) -> Mapping[str, int | str]:
-        """Find, by their keys, submissions whose answer was lost; a missing key: not there."""
+        """Find, by their keys, submissions whose answer was lost; a missing key: not there.
+
+        Raises:
+            SchedulerError: If the backend did not answer: nothing is known, and no job is
+                submitted again until it does.
+        """
         return {}
+
+    def id_in_submission(self, submission_id: int | str, position: int) -> int | str:
+        """Give the native id of a job from that of the submission and its place in it, from 0."""
+        return submission_id
+
+    async def reattach(self, jobs: Sequence[Job]) -> None:
+        """Take over jobs that an earlier run has submitted, if anything is to be done for that.
+
+        Afterwards they are asked about, killed and watched like one's own. Each has the native id
+        that was recorded, or none if that is not known.
+        """
 
     async def job_fails_before_running(self, job: Job) -> bool:
         """Tell whether the backend says that a submitted job has failed without having run."""
@@ -374,11 +392,11 @@ class Scheduler(ABC):
 
     def submission_key(self, job: Job) -> str:
         """Give the key under which the backend carries the current attempt of a job."""
-        return f"xq-{self.run_id}-{job.index}-{job.trial_count}"
+        return f"xq-{job.run_id or self.run_id}-{job.index}-{job.trial_count}"
 
     def claim_tag(self, job: Job) -> str:
         """Give what the claims of the current attempt of a job are named after."""
-        return f"{self.run_id}-{job.trial_count}"
+        return f"{job.run_id or self.run_id}-{job.trial_count}"
 
     @property
     def jobcmd_wrapper_init(self) -> str:

@@ -16,7 +16,7 @@ from .defaults import (
     JobOutcome,
     JobStatus,
 )
-from .errors import InvalidJobError
+from .errors import ConfigError, InvalidJobError
 from .job import Job
 from .plugin import snapshot
 from .schedulers import get_scheduler
@@ -53,6 +53,10 @@ class Xqute:
         scheduler_opts: Keyword arguments for the scheduler.
         jobname_prefix: What job names begin with; None: the scheduler's name.
         retry_lost: Whether a job whose fate is unknown may be run again; it may then run twice.
+        resume: Whether jobs that have succeeded in an earlier run over this workdir are adopted.
+            Otherwise they run again. Jobs that are still there are taken up in any case.
+        on_change: What to do about a job that is still there and has another command,
+            environment or options now: "error", or "rerun": end it, and run the new one.
 
     Attributes:
         jobs: The jobs, in feeding order.
@@ -82,6 +86,8 @@ class Xqute:
         scheduler_opts: Mapping[str, Any] | None = None,
         jobname_prefix: str | None = None,
         retry_lost: bool = False,
+        resume: bool = False,
+        on_change: str = "error",
     ) -> None:
         try:
             self._loop = asyncio.get_running_loop()
@@ -106,7 +112,9 @@ class Xqute:
         self.jobs: list[Job] = []
         self.halted_by: Job | None = None
         self.stop_signal: signal.Signals | None = None
-        self._retry_lost = retry_lost
+        if on_change not in ("error", "rerun"):
+            raise ConfigError(f'on_change must be "error" or "rerun": {on_change!r}')
+        self._how = {"retry_lost": retry_lost, "resume": resume, "on_change": on_change}
         #: The indices in use: all below `_n_indices`, and these.
         self._n_indices = 0
         self._sparse_indices: set[int] = set()
@@ -174,7 +182,8 @@ class Xqute:
             outputs: Files that it brings back.
 
         Raises:
-            InvalidJobError: If the command cannot be run anywhere, or its index is in use.
+            InvalidJobError: If the command cannot be run anywhere, or its index is in use;
+                `JobChangedError`: it is still there from an earlier run, as another command.
             ConfigError: If a keyword makes no sense.
             WorkdirError: If the workdir cannot be used; `WorkdirLockedError`: another run has it.
         """
@@ -353,13 +362,26 @@ class Xqute:
         self._has_shut_down = True
         return False not in self._hooks.call("on_shutdown", self, sig)
 
+    async def detach(self) -> None:
+        """Leave the run without ending its jobs; return when it has let go of them.
+
+        What is with the backend runs on, what waits is not submitted. A later run over the same
+        workdir to which the same jobs are fed takes them up again. Nothing can be fed to this one.
+        """
+        self._keep_feeding = False
+        self._was_stopped = self._is_closing = True
+        if self._engine is not None and self._task is not None:
+            await self._engine.detach()
+            self._progress.set()
+            await asyncio.wait([self._task])
+
     # --- the run -------------------------------------------------------------------------------
 
     async def _start(self) -> None:
         """Take the workdir, and begin to work."""
         from ._engine.session import Session
 
-        session = await Session.open(self, self.scheduler, self._hooks, retry_lost=self._retry_lost)
+        session = await Session.open(self, self.scheduler, self._hooks, **self._how)
         self._has_shut_down = self._is_closing = False
         self._engine = session.engine
         self._task = self._loop.create_task(self._run(session), name="xqute")

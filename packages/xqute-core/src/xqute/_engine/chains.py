@@ -75,6 +75,11 @@ class Chains:
         if not task.cancelled():
             task.result()
 
+    async def idle(self) -> None:
+        """Return when no steps are under way."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
     def give_up(self) -> None:
         """Cancel the hooks that are being awaited; what follows them is still done."""
         for task in self._tasks:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+from .. import _faults
 from ..defaults import JobCause, JobErrorStrategy, JobOutcome, JobStatus
 from ..job import Job
 from ..utils import logger
@@ -50,6 +51,21 @@ class Ending:
         self._run.transition(job, end.status)
         self._pass_verdict(job, end)
 
+    def adopt(self, job: Job, end: End, ended_at: float) -> None:
+        """A job has succeeded in an earlier run: its hook is called, and that is all.
+
+        Args:
+            job: The job.
+            end: How it ended.
+            ended_at: When (seconds since the epoch); 0: nobody has noted it.
+        """
+        job.adopted = True
+        job.rc, job.ended_at = end.rc, ended_at or None
+        job.outcome, job.cause = end.outcome, end.cause
+        self._run.transition(job, end.status)
+        self._run.call_hook(job, HOOK_OF_OUTCOME[end.outcome])
+        self._run.chains.then(job, partial(self._follow_up, job, end, None))
+
     def finish_as_set(self, job: Job, *, tell: bool) -> None:
         """A plugin has set the terminal status that the job has; nothing is tried again.
 
@@ -61,12 +77,15 @@ class Ending:
         job.outcome = JobOutcome.SUCCEEDED if succeeded else JobOutcome.FAILED
         job.cause, job.reason = JobCause.PLUGIN, "a plugin said so"
         job.ended_at = time.time()
+        self._run.journal.ended(job)
         if tell:
             self._run.call_hook(job, HOOK_OF_OUTCOME[job.outcome])
         self._run.chains.then(job, partial(self._close, job))
 
     def _pass_verdict(self, job: Job, end: End) -> None:
         job.outcome, job.cause, job.reason = end.outcome, end.cause, end.reason
+        self._run.journal.ended(job)
+        _faults.reach("before-hooks")
         retry = None
         if not self._run.is_doomed(job):
             scheduler = self._run.scheduler
@@ -81,6 +100,7 @@ class Ending:
 
     def _follow_up(self, job: Job, end: End, retry: Retry | None) -> None:
         """After the terminal hook: it may have set another status."""
+        _faults.reach("after-hooks")
         status = job.current_status
         if status is JobStatus.RETRYING and not self._run.is_doomed(job):
             # A plugin may ask for another attempt where none was planned.
@@ -94,6 +114,7 @@ class Ending:
             elif status is JobStatus.FINISHED and end.status is JobStatus.FAILED:
                 job.outcome, job.cause = JobOutcome.SUCCEEDED, JobCause.PLUGIN
                 job.reason = "a plugin judged it a success"
+                self._run.journal.ended(job)
             self._close(job)
 
     def _try_again(self, job: Job, retry: Retry) -> None:
@@ -120,6 +141,7 @@ class Ending:
         except OSError as exc:
             logger.warning("The files of attempt %d of %r stay: %s", job.trial_count, job, exc)
         job.trial_count += 1
+        job.run_id = None
         job.outcome = job.cause = None
         job.reason = ""
         job.submitted_at = job.started_at = job.ended_at = None
@@ -136,6 +158,13 @@ class Ending:
             self.finish(job, End.cancelled())
         return True
 
+    def release_backoffs(self, release: Callable[[Job], None]) -> None:
+        """Let go of all that wait for their time to be tried again."""
+        for job, timer in self._backoffs.items():
+            timer.cancel()
+            release(job)
+        self._backoffs.clear()
+
     def cancel_backoffs(self) -> None:
         """Cancel all that wait for their time to be tried again."""
         for job in list(self._backoffs):
@@ -143,6 +172,8 @@ class Ending:
 
     def _close(self, job: Job) -> None:
         job.driver = None
+        self._run.journal.hooked(job)
+        _faults.reach("after-hooked")
         self._run.doomed.discard(job)
         failed = job.current_status is JobStatus.FAILED
         self._close_job(job)

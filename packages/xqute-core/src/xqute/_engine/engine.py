@@ -21,8 +21,11 @@ from ..utils import logger
 from ..wrapper import check_command, check_env
 from .ending import Ending
 from .flight import Flight
+from .journal import Journal
 from .killer import Killer
+from .ledger import Ledger
 from .lifecycle import End
+from .recovery import Recovery
 from .run import ENDED, Run
 from .submitting import Submitting
 from .watching import Watching
@@ -39,6 +42,10 @@ class Engine:
     Args:
         scheduler: The backend.
         hooks: The plugins of the run.
+        journal: Where it is written what happens.
+        ledger: What earlier runs have left.
+        resume: Whether the successes of earlier runs are adopted.
+        on_change: What to do about jobs that run and have another command now: "error", "rerun".
         retry_lost: Whether a job whose fate is unknown may be run again.
         on_ended: Told of each job that has ended for good, after its hooks.
         on_halt: Told of the job whose failure is to end the run.
@@ -52,13 +59,17 @@ class Engine:
         scheduler: Scheduler,
         hooks: HookTable,
         *,
+        journal: Journal,
+        ledger: Ledger,
+        resume: bool,
+        on_change: str,
         retry_lost: bool,
         on_ended: Callable[[Job], None],
         on_halt: Callable[[Job], None],
     ) -> None:
         self.n_open = 0
         self._on_ended = on_ended
-        self._run = Run(scheduler, hooks)
+        self._run = Run(scheduler, hooks, journal)
         self._ending = Ending(
             self._run,
             retry_lost=retry_lost,
@@ -73,8 +84,20 @@ class Engine:
             on_timeout=lambda flight: self._killer.kill([flight]),
             on_kill_due=lambda flight: self._begin_kill([flight]),
         )
-        self._submitting = Submitting(self._run, self._ending, self._watching)
+        self._submitting = Submitting(
+            self._run, self._ending, self._watching, release=self._release
+        )
         self._killer = Killer(scheduler, self._watching.reconciler, self._give_up_kill)
+        self._recovery = Recovery(
+            self._run,
+            self._ending,
+            self._watching,
+            ledger=ledger,
+            resume=resume,
+            on_change=on_change,
+            queue=self._submitting.queue,
+            kill=self._kill_flights,
+        )
         self._waiters: dict[Job, list[asyncio.Future[None]]] = {}
         self._turn_began_s = 0.0
         #: When a stop waits no longer for answers to submissions.
@@ -100,7 +123,8 @@ class Engine:
         """Take a job over; returns when `on_job_init` is done and the job is on its way.
 
         Raises:
-            InvalidJobError: If its command or environment cannot be passed. The job is not taken.
+            InvalidJobError: If its command or environment cannot be passed; `JobChangedError`: it
+                is still there from an earlier run, with another one. The job is not taken.
         """
         if time.perf_counter() - self._turn_began_s > _TURN_S:
             await asyncio.sleep(0)
@@ -113,18 +137,33 @@ class Engine:
                 await self._run.hooks.acall("on_job_init", self._run.scheduler, job)
             if job.current_status not in ENDED:
                 _check(job)
+            self.n_open += 1
+            try:
+                if self._recovery.knows(job) and job.current_status not in ENDED:
+                    await self._recovery.take(job)
+                else:
+                    self._submitting.queue(job)
+            except BaseException:
+                self.n_open -= 1
+                raise
         except BaseException:
             job.driver = None
             raise
-        self.n_open += 1
-        self._submitting.queue(job)
 
     def _close_job(self, job: Job) -> None:
+        self._forget(job)
+        self._on_ended(job)
+
+    def _release(self, job: Job) -> None:
+        """Let go of a job that has not ended."""
+        job.driver = None
+        self._forget(job)
+
+    def _forget(self, job: Job) -> None:
         self.n_open -= 1
         for waiter in self._waiters.pop(job, ()):
             if not waiter.done():
                 waiter.set_result(None)
-        self._on_ended(job)
 
     # --- what jobs, plugins and schedulers ask of their run ------------------------------------
 
@@ -206,6 +245,8 @@ class Engine:
 
     def _kill_flights(self, flights: list[Flight]) -> None:
         flights = [flight for flight in flights if not flight.is_closed]
+        if flights:
+            self._run.journal.killing(flight.job for flight in flights)
         for flight in flights:
             if flight.job.current_status in (JobStatus.SUBMITTED, JobStatus.RUNNING):
                 self._run.transition(flight.job, JobStatus.KILLING)
@@ -236,7 +277,19 @@ class Engine:
         flights = list(self._watching.flights.values())
         for flight in flights:
             flight.kill_requested = True
+        self._run.journal.killing(flight.job for flight in flights)
         self._killer.force(flights)
+
+    async def detach(self) -> None:
+        """Let go of all jobs; what runs, runs on, and a later run may take it up."""
+        self._run.is_detached = True
+        self._ending.release_backoffs(self._release)
+        await self._run.chains.idle()
+        await self._submitting.detach()
+        await self._recovery.detach(self._release)
+        for flight in self._watching.let_go():
+            self._release(flight.job)
+        await self._run.chains.idle()
 
     async def close(self) -> None:
         """Stop watching. Jobs that still run, run on."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from ..job import Job
 from ..scheduler import BackendState
+from .lifecycle import End
 
 __all__ = ["Flight"]
 
@@ -27,6 +29,8 @@ class Flight:
         over: What waits for the end of the attempt, or for a plugin's refusal of its kill.
         due_s: When (loop time) the backend is to be asked about it; None: it is not planned.
         checks: How often the backend was asked since it was last heard of.
+        was_seen: Whether the backend has said in this run that it is there.
+        on_landing: Asked at its end; if it says True, what follows has been seen to.
     """
 
     __slots__ = (
@@ -39,10 +43,12 @@ class Flight:
         "job",
         "kill_refused",
         "kill_requested",
+        "on_landing",
         "over",
         "tag",
         "timed_out",
         "timer",
+        "was_seen",
     )
 
     def __init__(self, job: Job, tag: str) -> None:
@@ -59,6 +65,8 @@ class Flight:
         self.over: list[asyncio.Future[None]] = []
         self.due_s: float | None = None
         self.checks = 0
+        self.was_seen = False
+        self.on_landing: Callable[[End], bool] | None = None
 
     def close(self) -> None:
         """The attempt is over."""

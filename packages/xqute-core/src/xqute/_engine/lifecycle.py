@@ -37,7 +37,8 @@ _O = JobOutcome
 
 #: Where a job may go from where it is.
 TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {
-    _S.INIT: frozenset({_S.QUEUED, _S.FINISHED, _S.FAILED}),
+    #: Submitted at once: by an earlier run.
+    _S.INIT: frozenset({_S.QUEUED, _S.SUBMITTED, _S.FINISHED, _S.FAILED}),
     _S.QUEUED: frozenset({_S.SUBMITTED, _S.FINISHED, _S.FAILED}),
     _S.SUBMITTED: frozenset({_S.RUNNING, _S.KILLING, _S.FINISHED, _S.FAILED}),
     _S.RUNNING: frozenset({_S.KILLING, _S.FINISHED, _S.FAILED}),

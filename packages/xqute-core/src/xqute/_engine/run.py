@@ -9,7 +9,9 @@ from ..defaults import JobStatus
 from ..job import Job
 from ..plugin import HookTable
 from ..scheduler import Scheduler
+from ..utils import logger
 from .chains import Chains
+from .journal import Journal
 from .lifecycle import TRANSITIONS
 
 __all__ = ["ENDED", "Run"]
@@ -26,13 +28,17 @@ class Run:
         chains: What is still to be done for each job, in order.
         is_stopping: Whether nothing new is to be submitted.
         doomed: Jobs that are to be cancelled when they come by.
+        is_detached: Whether jobs are to be let go of, wherever they are.
+        journal: Where it is written what happens, before it does.
     """
 
-    def __init__(self, scheduler: Scheduler, hooks: HookTable) -> None:
+    def __init__(self, scheduler: Scheduler, hooks: HookTable, journal: Journal) -> None:
         self.scheduler = scheduler
         self.hooks = hooks
+        self.journal = journal
         self.chains = Chains()
         self.is_stopping = False
+        self.is_detached = False
         self.doomed: set[Job] = set()
         self.loop = asyncio.get_running_loop()
 
@@ -46,6 +52,31 @@ class Run:
             here = job.current_status.name
             raise RuntimeError(f"{job!r} cannot go from {here} to {status.name}")
         job.enter(status)
+
+    def assign_jid(self, job: Job, jid: int | str) -> None:
+        """Take note of the native id of a job, in the journal and in its file."""
+        self.journal.accepted(job, jid)
+        try:
+            job.jid = jid
+        except OSError as exc:
+            logger.warning("The id %s of %r cannot be written: %s", jid, job, exc)
+
+    def digest(self, job: Job) -> str:
+        """Give the digest of a job's command and of all that makes it the same job or another."""
+        scheduler = self.scheduler
+        cwd = scheduler.cwd if job.cwd is None else job.cwd
+        return self.journal.digest(
+            [
+                list(job.cmd),
+                sorted((name, str(value)) for name, value in job.envs.items())
+                if job.has_envs
+                else [],
+                None if cwd is None else str(cwd),
+                scheduler.prescript,
+                scheduler.postscript,
+                job.scheduler_opts and sorted(map(str, job.scheduler_opts.items())),
+            ]
+        )
 
     def call_hook(self, job: Job, hook: str, *args: object) -> None:
         """Have a hook called, after the job's earlier ones."""

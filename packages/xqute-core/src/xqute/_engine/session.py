@@ -12,6 +12,7 @@ from ..job import Job
 from ..plugin import HookTable
 from ..scheduler import Scheduler
 from .engine import Engine
+from .journal import Journal
 from .lock import WorkdirLock
 from .signals import StopSignals
 from .spool import EventSpool
@@ -38,8 +39,11 @@ class Owner(Protocol):
 class Session:
     """One run over a workdir, from its first job to its last."""
 
-    def __init__(self, owner: Owner, engine: Engine, spool: EventSpool, lock: WorkdirLock) -> None:
+    def __init__(
+        self, owner: Owner, engine: Engine, journal: Journal, spool: EventSpool, lock: WorkdirLock
+    ) -> None:
         self.engine = engine
+        self._journal = journal
         self._spool = spool
         self._lock = lock
         self._signals = StopSignals(asyncio.get_running_loop(), owner.on_stop_signal)
@@ -66,19 +70,31 @@ class Session:
             raise WorkdirError(exc.errno, f"The workdir cannot be used: {exc}") from exc
         lock = WorkdirLock(run_dir, owner)
         lock.acquire()
+        journal = None
         try:
             await scheduler.start()
+            journal, ledger = await Journal.open(
+                f"{run_dir}/journal", scheduler.run_id, durable=scheduler.outlives_this_machine
+            )
             engine = Engine(
-                scheduler, hooks, on_ended=owner.on_job_ended, on_halt=owner.on_halt, **how
+                scheduler,
+                hooks,
+                journal=journal,
+                ledger=ledger,
+                on_ended=owner.on_job_ended,
+                on_halt=owner.on_halt,
+                **how,
             )
             spool = EventSpool(f"{run_dir}/events", engine.on_event)
             if scheduler.leaves_events:
                 spool.start()
         except BaseException:
+            if journal is not None:
+                await journal.close()
             lock.release()
             raise
         scheduler.driver = engine
-        session = cls(owner, engine, spool, lock)
+        session = cls(owner, engine, journal, spool, lock)
         session._signals.install()
         return session
 
@@ -90,6 +106,7 @@ class Session:
             self._spool.stop()
             await scheduler.close()
         finally:
+            await self._journal.close()
             self._signals.restore()
             scheduler.driver = None
             self._lock.release()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
 from functools import partial
 
-from .. import _protocol
+from .. import _faults, _protocol
 from ..defaults import JobStatus
 from ..errors import InvalidJobError, SchedulerError, SubmitError
 from ..job import Job
@@ -25,6 +26,8 @@ __all__ = ["Submitting"]
 _TURN_S = 0.001
 #: How many jobs are planned, or cancelled, before others have a turn.
 _MANY = 256
+#: How long (seconds) a disk that takes nothing is waited for.
+_DISK_PATIENCE_S = 30.0
 
 
 class Submitting:
@@ -32,10 +35,19 @@ class Submitting:
 
     A job is in one place at a time: waiting for room, at the gate (plugins are asked), in a plan,
     or with the backend (then `Watching` has it). All but the first take up room.
+
+    Args:
+        run: The run.
+        ending: Told of jobs that end here.
+        watching: Given what is submitted.
+        release: Called with a job that is let go of, to be taken up by a later run.
     """
 
-    def __init__(self, run: Run, ending: Ending, watching: Watching) -> None:
+    def __init__(
+        self, run: Run, ending: Ending, watching: Watching, *, release: Callable[[Job], None]
+    ) -> None:
         self._run = run
+        self._release = release
         self._ending = ending
         self._watching = watching
         self._waiting: deque[Job] = deque()
@@ -65,6 +77,8 @@ class Submitting:
         """End a job that is not to be submitted any more, and tell whether it was so."""
         if job.current_status in ENDED:
             self._ending.finish_as_set(job, tell=False)
+        elif self._run.is_detached:
+            self._release(job)
         elif self._run.is_doomed(job):
             self._ending.finish(job, End.cancelled())
         else:
@@ -184,6 +198,9 @@ class Submitting:
         flights = [self._watching.take_off(job) for job in jobs]
         self._n_awaited += 1
         try:
+            if not await self._announce(submission.key, flights):
+                return
+            _faults.reach("before-sending")
             answers = await self._run.scheduler.submit(submission)
         except asyncio.CancelledError:
             interrupted = SubmitError("interrupted", transient=True, maybe_submitted=True)
@@ -192,6 +209,7 @@ class Submitting:
             answers = dict.fromkeys(jobs, exc)
         finally:
             self._n_awaited -= 1
+        _faults.reach("after-answer")
         for flight in flights:
             answer = answers.get(flight.job, SubmitError("The backend gave no answer for this job"))
             if isinstance(answer, Exception):
@@ -200,26 +218,68 @@ class Submitting:
                 self._is_accepted(flight, answer)
 
     def _is_fit(self, job: Job) -> bool:
-        """Make ready what a job needs for its submission; False: it has ended instead."""
+        """Whether a job can be submitted; False: it has ended instead."""
         if self._is_diverted(job):
             return False
-        try:
-            if not job.cmd:
-                raise InvalidJobError(f"Job {job.index} has an empty command")
-            job.clean()
-        except (OSError, InvalidJobError) as exc:
-            self._refuse(job, exc)
+        if not job.cmd:
+            self._refuse(job, InvalidJobError(f"Job {job.index} has an empty command"))
             return False
         return True
+
+    async def _announce(self, key: str, flights: list[Flight]) -> bool:
+        """Write down what is about to be sent, and make way for it; False: it must not be sent.
+
+        In this order: where the word of earlier attempts is removed, that of the next one is there.
+        """
+        journal = self._run.journal
+        _faults.reach("before-intent")
+        jobs = [flight.job for flight in flights]
+        is_plain = len(jobs) == 1 and key == self._run.scheduler.submission_key(jobs[0])
+        exc = journal.sending(
+            None if is_plain else key, [(job, self._run.digest(job)) for job in jobs]
+        )
+        if exc is None:
+            try:
+                await journal.sync()
+            except OSError as sync_exc:
+                exc = sync_exc
+        if exc is None:
+            exc = self._clean(flights)
+        elif journal.failing_s < _DISK_PATIENCE_S:
+            self._hold(exc)
+        else:
+            for flight in flights:
+                self._watching.turn_back(flight)
+                self._refuse(flight.job, exc)
+            return False
+        if exc is None:
+            return True
+        # What is left of a spoilt plan is planned anew.
+        left = [flight for flight in flights if not flight.is_closed]
+        for flight in left:
+            self._watching.turn_back(flight)
+        self._waiting.extendleft(flight.job for flight in reversed(left))
+        self.pump_soon()
+        return False
+
+    def _clean(self, flights: list[Flight]) -> OSError | None:
+        """Remove what earlier attempts have left; a job for which that fails is refused."""
+        failure = None
+        for flight in flights:
+            try:
+                flight.job.clean()
+            except OSError as exc:
+                failure = exc
+                self._watching.turn_back(flight)
+                self._refuse(flight.job, exc)
+        return failure
 
     def _is_accepted(self, flight: Flight, jid: int | str | None) -> None:
         job = flight.job
         self._n_refusals = 0
         if jid is not None:
-            try:
-                job.jid = jid
-            except OSError as exc:
-                logger.warning("The id %s of %r cannot be written: %s", jid, job, exc)
+            self._run.assign_jid(job, jid)
+            _faults.reach("after-journal")
         self._run.transition(job, JobStatus.SUBMITTED)
         self._run.call_hook(job, "on_job_submitted")
         self._watching.is_submitted(flight)
@@ -298,6 +358,19 @@ class Submitting:
         if self._waiting:
             self._run.loop.call_soon(self.cancel_all)
         self.pump_soon()
+
+    async def detach(self) -> None:
+        """Let go of all that is not with the backend; return when what was on its way is there."""
+        planned = [job for submission in self._plans for job in submission.jobs]
+        left = [*self._waiting, *self._passed, *planned]
+        self._waiting.clear()
+        self._passed.clear()
+        self._plans.clear()
+        self._n_planned = 0
+        for job in left:
+            self._release(job)
+        while self._tasks:
+            await asyncio.wait(self._tasks)
 
     def interrupt(self) -> None:
         """Wait for no answer any more."""

@@ -102,12 +102,12 @@ class Watching:
                 self._miss(flight, state)
         else:
             flight.gone_since_s = None
+            flight.was_seen = True
             self._hear_it_is_there(flight, state)
 
-    @staticmethod
-    def _is_of_another_attempt(job: Job, state: BackendState) -> bool:
+    def _is_of_another_attempt(self, job: Job, state: BackendState) -> bool:
         if state.jid is not None and job.jid is None:
-            job.jid = state.jid  # its answer was lost: this is how we learn the id
+            self._run.assign_jid(job, state.jid)  # its answer was lost: so we learn the id
         return state.jid is not None and state.jid != job.jid
 
     def on_event(self, event: Event) -> None:
@@ -205,7 +205,8 @@ class Watching:
         del self.flights[job.index]
         flight.close()
         self._on_room()
-        self._ending.finish(job, end)
+        if flight.on_landing is None or not flight.on_landing(end):
+            self._ending.finish(job, end)
 
     def status_is_set(self, flight: Flight, status: JobStatus) -> bool:
         """A plugin sets the status of a job that the backend has: decide whether it counts."""
@@ -225,6 +226,14 @@ class Watching:
         # The status is entered when this returns.
         self._run.loop.call_soon(partial(self._ending.finish_as_set, flight.job, tell=True))
         return True
+
+    def let_go(self) -> list[Flight]:
+        """Watch none of the attempts any more, and give them."""
+        flights = list(self.flights.values())
+        self.flights.clear()
+        for flight in flights:
+            flight.close()
+        return flights
 
     async def close(self) -> None:
         """Watch no more."""

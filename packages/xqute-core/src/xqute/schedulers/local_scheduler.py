@@ -7,7 +7,7 @@ import difflib
 import inspect
 import signal
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from .. import _protocol
@@ -36,6 +36,7 @@ class LocalScheduler(Scheduler):
 
     name = "local"
     enforces_timeout = True
+    outlives_this_machine = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -84,6 +85,24 @@ class LocalScheduler(Scheduler):
             # Nobody watches, and a wrapper that was killed has told nothing.
             tag = self.claim_tag(job)
             _protocol.write_end(job.local_dir, tag, rc, JobStatus.FAILED, JobCause.SIGNAL)
+
+    async def find_submitted(self, keys: Iterable[str]) -> Mapping[str, int | str]:
+        """Find the wrappers that have claimed a start, also those that are gone."""
+        found = {}
+        for key in keys:
+            run_id, index, attempt = key.split("-")[1:]
+            folder = f"{self.workdir}/{index}"
+            claim = _protocol.read_start_claim(folder, f"{run_id}-{attempt}")
+            if claim is not None and not claim.revoked:
+                found[key] = claim.pid
+        return found
+
+    async def reattach(self, jobs: Sequence[Job]) -> None:
+        """Hear of the exits of wrappers that another process has started."""
+        for job in jobs:
+            pid = _as_pid(job.jid)
+            if pid is not None:
+                self._table.adopt(pid, job, self.claim_tag(job))
 
     async def job_is_running(self, job: Job) -> bool:
         """Tell whether the wrapper of the job still runs, whoever has started it."""

@@ -90,6 +90,7 @@ class MemoryScheduler(Scheduler):
     job_class = MemoryJob
     enforces_timeout = True
     uses_wrapper = False
+    outlives_this_machine = False
 
     def __init__(
         self,

@@ -1,0 +1,225 @@
+"""Writes the journal: what a run sends to its backend and what comes of it, for who comes after.
+
+One folder, ``<workdir>/.run/journal``, with one segment for each run that has owned the workdir. A
+segment is only ever appended to, by its owner; everybody may read it at any time. Each of its lines
+is a checksum and a JSON array, which begins with the kind of the record:
+
+    ["h", 1, run id, digest key, host, pid, boot id, epoch s]     the first line of a segment
+    ["s", key, [[index, attempt, digest], ...]]                   these are about to be sent
+    ["i", index, native id]                                       the backend has accepted one
+    ["k", [index, ...]]                                           these are about to be killed
+    ["e", index, outcome, rc, cause, epoch s]                     the attempt of one has ended
+    ["d", [index, ...]]                                           their terminal hooks are done
+    ["c", index, run id, attempt, ...]                            all of the above, of earlier runs
+
+What a record announces happens after it is written, so that SIGKILL loses nothing. A line that is
+not as it was written (the disk was full, the power failed) counts as not written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from .. import _files, _protocol
+from ..errors import WorkdirError
+from ..job import Job
+from ..utils import logger
+from .ledger import VERSION, Ledger, encode
+
+__all__ = ["Journal"]
+
+#: Seconds between two tries to write what the disk did not take, and until the last of them.
+_RETRY_S, _GIVE_UP_S = 0.2, 30.0
+#: With so many segments of earlier runs, they are made one.
+_MOST_SEGMENTS = 4
+
+
+class Journal:
+    """The segment of one run.
+
+    Records are gathered and written together: in the next turn of the event loop, or at once by
+    `commit`. What the disk does not take is kept, and tried again until it does.
+
+    Args:
+        folder: The folder of all segments.
+        run_id: Whose segment it is.
+        ledger: What was read from the others.
+        durable: Whether what is sent outlives this machine's power, so that the word of it must.
+    """
+
+    def __init__(self, folder: str, run_id: str, ledger: Ledger, *, durable: bool) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._digest_key = bytes.fromhex(ledger.digest_key)
+        self._records: list[str] = []
+        self._hooked: list[int] = []
+        #: What is left of a group that the disk took a part of.
+        self._rest = b""
+        self._is_due = False
+        #: Since when (loop time) the disk takes nothing; None: it does.
+        self._failing_since_s: float | None = None
+        self._is_durable = durable
+        self._timer: asyncio.TimerHandle | None = None
+        self._syncing: asyncio.Task[None] | None = None
+        self._next_sync: asyncio.Task[None] | None = None
+        self._syncer = ThreadPoolExecutor(1, "xqute-journal")
+        path = f"{folder}/{ledger.last_number + 1:06d}-{run_id}.jsonl"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+        self._fd = os.open(path, flags, 0o600)
+
+    @classmethod
+    async def open(cls, folder: str, run_id: str, *, durable: bool) -> tuple[Journal, Ledger]:
+        """Read what earlier runs have left, and begin a segment.
+
+        Raises:
+            WorkdirError: If it can be neither read nor written, or is of a later version.
+        """
+        try:
+            _files.make_dir(folder)
+            # In a thread: there may be a million jobs in it.
+            ledger = await asyncio.to_thread(Ledger.read, folder)
+            ledger.digest_key = ledger.digest_key or os.urandom(8).hex()
+            if len(ledger.segments) >= _MOST_SEGMENTS:
+                await asyncio.to_thread(ledger.compact)
+            journal = cls(folder, run_id, ledger, durable=durable)
+        except WorkdirError:
+            raise
+        except OSError as exc:
+            raise WorkdirError(exc.errno, f"The journal cannot be used: {exc}") from exc
+        me = (os.uname().nodename, os.getpid(), _protocol.boot_id(), round(time.time(), 3))
+        journal._add(json.dumps(["h", VERSION, run_id, ledger.digest_key, *me]))
+        return journal, ledger
+
+    # --- what is written -----------------------------------------------------------------------
+
+    def digest(self, parts: list[Any]) -> str:
+        """Give a short keyed digest of what JSON can tell."""
+        # Imported late: not needed to `import xqute`.
+        from hashlib import blake2b
+
+        text = json.dumps(parts).encode("ascii")
+        return blake2b(text, digest_size=8, key=self._digest_key).hexdigest()
+
+    def sending(self, key: str | None, jobs: Sequence[tuple[Job, str]]) -> OSError | None:
+        """Write that jobs, each with its digest, are about to be sent.
+
+        Args:
+            key: The key of the submission; None: it is that of its only job.
+            jobs: In the order of the submission.
+
+        Returns:
+            None: it is written. Otherwise they must not be sent.
+        """
+        sent = ",".join([f'[{job.index},{job.trial_count},"{digest}"]' for job, digest in jobs])
+        self._add(f'["s",{json.dumps(key)},[{sent}]]')
+        return self.commit()
+
+    def accepted(self, job: Job, jid: int | str) -> None:
+        """Write the native id of a job."""
+        self._add(f'["i",{job.index},{json.dumps(jid)}]')
+
+    def killing(self, jobs: Iterable[Job]) -> None:
+        """Write that jobs are about to be killed, at once if the disk takes it."""
+        self._add(json.dumps(["k", [job.index for job in jobs]]))
+        self.commit()
+
+    def ended(self, job: Job) -> None:
+        """Write how an attempt has ended, or what a plugin has made of it."""
+        cause = json.dumps(job.cause)
+        self._add(f'["e",{job.index},"{job.outcome}",{job.rc},{cause},{job.ended_at or 0:.3f}]')
+
+    def hooked(self, job: Job) -> None:
+        """Write that the terminal hooks of a job are done."""
+        self._hooked.append(job.index)
+        self._wake()
+
+    # --- how -----------------------------------------------------------------------------------
+
+    def _add(self, record: str) -> None:
+        self._records.append(record)
+        self._wake()
+
+    def _wake(self) -> None:
+        if not self._is_due:
+            self._is_due = True
+            self._loop.call_soon(self._write_due)
+
+    def _write_due(self) -> None:
+        self._is_due = False
+        self.commit()
+
+    def commit(self) -> OSError | None:
+        """Write what there is to be written; None: all of it is (what survives SIGKILL)."""
+        if self._hooked:
+            self._records.append(f'["d",{self._hooked}]'.replace(" ", ""))
+            self._hooked = []
+        if self._records:
+            self._rest += b"".join(map(encode, self._records))
+            self._records = []
+        try:
+            while self._rest:
+                self._rest = self._rest[os.write(self._fd, self._rest) :]
+        except OSError as exc:
+            if self._failing_since_s is None:
+                self._failing_since_s = self._loop.time()
+                logger.warning("The journal cannot be written, and submissions wait: %s", exc)
+            if self._timer is None:
+                self._timer = self._loop.call_later(_RETRY_S, self._write_again)
+            return exc
+        if self._failing_since_s is not None:
+            self._failing_since_s = None
+            logger.info("The journal is written again")
+        return None
+
+    @property
+    def failing_s(self) -> float:
+        """For how many seconds the disk has taken nothing; 0: it does."""
+        since_s = self._failing_since_s
+        return 0.0 if since_s is None else self._loop.time() - since_s
+
+    def _write_again(self) -> None:
+        self._timer = None
+        self.commit()
+
+    async def sync(self) -> None:
+        """Return when all that was committed survives the loss of power, where that matters.
+
+        Whoever asks while a sync is under way shares the next.
+
+        Raises:
+            OSError: If the disk fails.
+        """
+        if not self._is_durable:
+            return
+        if self._next_sync is None:
+            self._next_sync = self._loop.create_task(self._sync_after(self._syncing))
+        await asyncio.shield(self._next_sync)
+
+    async def _sync_after(self, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        self._syncing, self._next_sync = self._next_sync, None
+        await self._loop.run_in_executor(self._syncer, os.fsync, self._fd)
+
+    async def close(self) -> None:
+        """Write all there is, and leave off."""
+        until_s = self._loop.time() + _GIVE_UP_S
+        while (exc := self.commit()) is not None:
+            if self._loop.time() > until_s:
+                logger.error("The journal could not be written, its last lines are lost: %s", exc)
+                break
+            await asyncio.sleep(_RETRY_S)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._is_due = True  # nothing is woken any more
+        try:
+            await self.sync()
+        except OSError as exc:
+            logger.warning("The journal cannot be synced: %s", exc)
+        self._syncer.shutdown()
+        os.close(self._fd)
