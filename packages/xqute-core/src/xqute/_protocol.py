@@ -34,6 +34,7 @@ __all__ = [
     "read_start_claim",
     "revoke_start",
     "start_claim_path",
+    "start_time",
     "write_end",
 ]
 
@@ -117,6 +118,14 @@ def read_start_claim(metadir: str, tag: str) -> StartClaim | None:
         start_ticks = None if ticks == "-" else int(ticks)
         return StartClaim(host, boot_id, int(pid), start_ticks, native_id, revoked=False)
     return _REVOKED if re.fullmatch(_REVOKED_LINE, line) else None
+
+
+def start_time(metadir: str, tag: str) -> float | None:
+    """When the attempt started, in seconds since the epoch by its file's clock; None: not known."""
+    try:
+        return os.stat(start_claim_path(metadir, tag)).st_mtime
+    except OSError:
+        return None
 
 
 def read_start_claims(metadir: str) -> list[tuple[StartClaim, bool]]:

@@ -29,11 +29,13 @@ class Flight:
         over: What waits for the end of the attempt, or for a plugin's refusal of its kill.
         due_s: When (loop time) the backend is to be asked about it; None: it is not planned.
         checks: How often the backend was asked since it was last heard of.
+        began_at: When (seconds since the epoch) it started, in an earlier run; None: it did not.
         was_seen: Whether the backend has said in this run that it is there.
         on_landing: Asked at its end; if it says True, what follows has been seen to.
     """
 
     __slots__ = (
+        "began_at",
         "checks",
         "due_s",
         "early",
@@ -65,6 +67,7 @@ class Flight:
         self.over: list[asyncio.Future[None]] = []
         self.due_s: float | None = None
         self.checks = 0
+        self.began_at: float | None = None
         self.was_seen = False
         self.on_landing: Callable[[End], bool] | None = None
 

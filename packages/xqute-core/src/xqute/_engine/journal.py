@@ -196,7 +196,7 @@ class Journal:
         """
         if not self._is_durable:
             return
-        if self._next_sync is None:
+        if self._next_sync is None or self._next_sync.done():
             self._next_sync = self._loop.create_task(self._sync_after(self._syncing))
         await asyncio.shield(self._next_sync)
 

@@ -178,21 +178,26 @@ class Ledger:
             entry = Entry(self._run_id, _natural(attempt), _text(key), position, str(digest))
             self.entries[_natural(index)] = entry
 
+    # What is said of a job that was never announced is of no use to anybody.
+
     def _on_id(self, index: int, jid: int | str) -> None:
-        self.entries[index].jid = _jid(jid)
+        if (entry := self.entries.get(index)) is not None:
+            entry.jid = _jid(jid)
 
     def _on_kill(self, indices: list[int]) -> None:
         for index in indices:
-            self.entries[index].killed = True
+            if (entry := self.entries.get(index)) is not None:
+                entry.killed = True
 
     def _on_end(self, index: int, outcome: str, rc: int, cause: str | None, at: float) -> None:
-        entry = self.entries[index]
-        entry.outcome, entry.rc = JobOutcome(outcome), int(rc)
-        entry.cause, entry.ended_at = _text(cause), float(at)
+        if (entry := self.entries.get(index)) is not None:
+            ended = (JobOutcome(outcome), int(rc), _text(cause), float(at))
+            entry.outcome, entry.rc, entry.cause, entry.ended_at = ended
 
     def _on_hooked(self, indices: list[int]) -> None:
         for index in indices:
-            self.entries[index].hooked = True
+            if (entry := self.entries.get(index)) is not None:
+                entry.hooked = True
 
     def _on_copy(self, index: int, *fields: Any) -> None:
         run_id, attempt, key, position, digest, jid, killed, outcome, rc, cause, at, hooked = fields

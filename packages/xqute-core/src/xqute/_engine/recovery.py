@@ -112,7 +112,11 @@ class Recovery:
             return End(entry.outcome, entry.rc, entry.cause)
         if not self._run.scheduler.uses_wrapper:
             return None
-        record = _protocol.read_end_record(job.local_dir, entry.tag)
+        try:
+            record = _protocol.read_end_record(job.local_dir, entry.tag)
+        except OSError as exc:
+            logger.warning("The end of %r cannot be read: %s", job, exc)
+            return None
         if record is None:
             return None
         return End.from_record(record, None, kill=entry.killed, timeout=False)
@@ -175,6 +179,7 @@ class Recovery:
             if case.entry.jid is not None:
                 self._run.assign_jid(case.job, case.entry.jid)
             flight = self._watching.take_off(case.job)
+            flight.began_at = _protocol.start_time(case.job.local_dir, flight.tag)
             flight.on_landing = partial(self._on_landing, flight, case)
             flights.append(flight)
         try:

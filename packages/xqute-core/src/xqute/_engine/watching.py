@@ -163,7 +163,7 @@ class Watching:
         job = flight.job
         if job.started_at is not None:
             return
-        job.started_at = time.time() if started_at is None else started_at
+        job.started_at = started_at or flight.began_at or time.time()
         if job.current_status is JobStatus.SUBMITTED:
             self._run.transition(job, JobStatus.RUNNING)
         self._run.call_hook(job, "on_job_started")
@@ -173,6 +173,8 @@ class Watching:
             if not scheduler.enforces_timeout:
                 # The wrapper does, and tells so; this is for one that cannot.
                 timeout_s += scheduler.kill_grace_s + 5
+            if flight.began_at is not None:
+                timeout_s = max(0.0, timeout_s - (time.time() - flight.began_at))
             flight.timer = self._run.loop.call_later(timeout_s, self._time_out, flight)
         if self._polling is None and "on_job_polling" in self._run.hooks:
             self._polling = self._run.loop.call_later(_POLLING_HOOK_INTERVAL_S, self._poll_hooks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import inspect
+import re
 import signal
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +22,8 @@ __all__ = ["LocalScheduler"]
 
 #: How long a wrapper that has told its end may take to be gone.
 _DRAIN_S = 0.5
+#: A submission key: run, index, attempt.
+_KEY = r"xq-([0-9a-z]+)-([0-9]+)-([0-9]+)"
 
 
 class LocalScheduler(Scheduler):
@@ -90,9 +93,11 @@ class LocalScheduler(Scheduler):
         """Find the wrappers that have claimed a start, also those that are gone."""
         found = {}
         for key in keys:
-            run_id, index, attempt = key.split("-")[1:]
-            folder = f"{self.workdir}/{index}"
-            claim = _protocol.read_start_claim(folder, f"{run_id}-{attempt}")
+            match = re.fullmatch(_KEY, key)
+            if match is None:
+                continue
+            run_id, index, attempt = match.groups()
+            claim = _protocol.read_start_claim(f"{self.workdir}/{index}", f"{run_id}-{attempt}")
             if claim is not None and not claim.revoked:
                 found[key] = claim.pid
         return found
