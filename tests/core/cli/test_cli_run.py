@@ -375,3 +375,47 @@ def test_the_scheduler_gets_its_options(backends):
     )
     # Given twice it is a list, which this scheduler accepts; it then loses the job.
     backends("run", "-s", "picky", "--opt", "queue=q", "--opt", "queue=r", "x", ":::", "a", rc=3)
+
+
+# --- again ---------------------------------------------------------------------------------------
+
+
+def test_a_run_is_resumed_where_it_stopped(cli, tmp_path):
+    command = "echo {} >>ran; [[ {} != b || -e ok ]] && echo {}"
+    args = ("-k", "--workdir", "w", command, ":::", "a", "b", "c")
+    assert cli("run", *args, rc=1).stdout == b"a\nc\n"
+    (tmp_path / "ok").touch()
+    (tmp_path / "ran").unlink()
+    done = cli("run", "--resume", *args)
+    assert done.stdout == b"a\nb\nc\n"
+    assert (tmp_path / "ran").read_text() == "b\n"
+    assert b"2 jobs were started by an earlier run" in done.stderr
+
+
+def test_a_run_that_was_killed_is_resumed_without_its_name(cli, tmp_path):
+    command = "echo {} >>ran; until [ -e go ]; do sleep 0.01; done; echo {}"
+    process = cli.start("run", "-k", "-j2", command, ":::", "a", "b", "c")
+    cli.wait_for(lambda: (tmp_path / "ran").exists() and len((tmp_path / "ran").read_text()) == 4)
+    process.kill()
+    process.wait()
+    (tmp_path / "go").touch()
+    done = cli("run", "-k", "--resume", command, ":::", "a", "b", "c")
+    assert done.stdout == b"a\nb\nc\n"
+    assert sorted((tmp_path / "ran").read_text().split()) == ["a", "b", "c"]
+
+
+def test_what_still_runs_is_not_run_as_something_else(cli, tmp_path):
+    command = "echo {} >>ran; until [ -e go ]; do sleep 0.01; done"
+    process = cli.start("run", command, ":::", "a")
+    cli.wait_for((tmp_path / "ran").exists)
+    process.kill()
+    process.wait()
+    done = cli("run", "--resume", "echo other {}", ":::", "a", rc=1)
+    assert b"Job 0 is still there from an earlier run" in done.stderr
+    done = cli("run", "--resume", "--on-change=rerun", "echo other {}", ":::", "a")
+    assert done.stdout == b"other a\n"
+    assert (tmp_path / "ran").read_text() == "a\n"
+
+
+def test_there_must_be_a_run_to_resume(cli):
+    assert b"There is no run in" in cli("run", "--resume", "true", ":::", "a", rc=2).stderr

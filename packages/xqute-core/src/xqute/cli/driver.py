@@ -107,6 +107,8 @@ class Driver:
                     error_strategy=settings.error_strategy,
                     num_retries=settings.retries or 0,
                     forks=settings.forks,
+                    resume=settings.resume,
+                    on_change=settings.on_change,
                     scheduler_opts=settings.scheduler_opts,
                     jobname_prefix=settings.name,
                 )
@@ -206,7 +208,8 @@ class Driver:
         files = [File(f"{job.local_dir}/job.stdout", _STDOUT)]
         if self._settings.output == "both":
             files.append(File(f"{job.local_dir}/job.stderr", _STDERR))
-        output.put(job.index, tuple(files) if job.started_at is not None else b"")
+        has_run = job.started_at is not None or job.adopted
+        output.put(job.index, tuple(files) if has_run else b"")
 
     def _stop(self, xq: Xqute) -> None:
         if not self._is_stopping:  # a second time would be: at once

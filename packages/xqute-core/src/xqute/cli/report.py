@@ -58,6 +58,7 @@ class Account:
 
     def __init__(self) -> None:
         self.n_retried = 0
+        self.n_adopted = 0
         self.n_unfed = 0
         self.stopped_by: signal.Signals | None = None
         self.is_pipe_broken = False
@@ -72,6 +73,7 @@ class Account:
         """Take the end of a job into account."""
         outcome = job.outcome or JobOutcome.LOST
         self._outcomes[outcome] += 1
+        self.n_adopted += job.adopted
         if job.trial_count:
             self.n_retried += 1
             self._n_given_up += outcome is JobOutcome.CANCELLED
@@ -124,6 +126,7 @@ class Account:
             "invalid": self._n_invalid,
             "not_started": self.n_unfed,
             "retried": self.n_retried,
+            "adopted": self.n_adopted,
             "stopped_by": None if self.stopped_by is None else self.stopped_by.name,
             "error": self.error or None,
             "wall_s": round(wall_s, 3),
@@ -160,6 +163,8 @@ class Account:
             text += f" ({rate(self.n_done / wall_s)})"
         if self.n_retried:
             text += f"; {count(self.n_retried, 'job was', 'jobs were')} tried again"
+        if self.n_adopted:
+            text += f"; {count(self.n_adopted, 'job was', 'jobs were')} started by an earlier run"
         good = self.exit_code == 0
         return Line(f"{text}; files in {workdir}", "green" if good else "bold red")
 
@@ -176,6 +181,7 @@ def job_record(job: Job) -> bytes:
         "cause": job.cause,
         "reason": job.reason or None,
         "attempts": job.trial_count + 1,
+        "adopted": job.adopted,
         "jid": job.jid,
         "submitted_at": job.submitted_at,
         "started_at": job.started_at,

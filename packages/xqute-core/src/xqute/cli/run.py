@@ -139,6 +139,18 @@ def _split_pairs(
     help="Where the jobs' files go.  [default: .xqute/runs/<time>, also .xqute/runs/latest]",
 )
 @click.option(
+    "--resume",
+    is_flag=True,
+    help="Take up a run that was given the same commands: the latest, or that of --workdir.",
+)
+@click.option(
+    "--on-change",
+    type=click.Choice(["error", "rerun"]),
+    default="error",
+    show_default=True,
+    help="What to do about a job of an earlier run that still runs and is another command now.",
+)
+@click.option(
     "--retries",
     type=click.IntRange(min=0),
     metavar="N",

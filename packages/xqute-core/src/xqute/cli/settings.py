@@ -13,6 +13,7 @@ import click
 from ..defaults import JobErrorStrategy
 from ..errors import InvalidJobError
 from ..wrapper import check_env
+from .runs import find_run
 
 __all__ = ["Settings", "make_settings"]
 
@@ -37,6 +38,7 @@ class Settings:
 
     Attributes:
         workdir: None: a folder of its own below `.xqute/runs`.
+        resume: Whether what has succeeded there already is not run again.
         retries: None: what fails is not tried again.
         output: What of the jobs' output is passed on: "stdout", "both" or "none".
     """
@@ -44,6 +46,8 @@ class Settings:
     scheduler: str = "local"
     forks: int = 1
     workdir: str | None = None
+    resume: bool = False
+    on_change: str = "error"
     retries: int | None = None
     halt: bool = False
     timeout: float = 0
@@ -80,6 +84,7 @@ def make_settings(options: dict[str, Any]) -> Settings:
 
     Raises:
         click.UsageError: If one makes no sense.
+        WorkdirError: If there is no run to resume.
     """
     env = dict(options["env"])
     for name, value in env.items():
@@ -103,9 +108,12 @@ def make_settings(options: dict[str, Any]) -> Settings:
         cwd = os.path.abspath(cwd)
     output = "none" if options["no_output"] else options["output"]
     same = ("scheduler", "workdir", "retries", "halt", "timeout", "prescript", "postscript")
-    more = ("name", "json", "keep_order", "quiet")
+    more = ("name", "json", "keep_order", "quiet", "resume", "on_change")
+    settings = {name: options[name] for name in (*same, *more)}
+    if options["resume"] and options["workdir"] is None:
+        settings["workdir"] = find_run(None)
     return Settings(
-        **{name: options[name] for name in (*same, *more)},
+        **settings,
         forks=options["forks"] or _n_cpus(),
         cwd=cwd,
         env=env,
