@@ -27,6 +27,7 @@ from .errors import (
 from .job import Job
 from .path import MountedPath, SpecPath
 from .plugin import plugin
+from .resources import Resources
 from .scheduler import Scheduler
 from .utils import logger
 from .xqute import Xqute, run
@@ -40,6 +41,7 @@ __all__ = [
     "JobOutcome",
     "JobStatus",
     "MountedPath",
+    "Resources",
     "Scheduler",
     "SchedulerError",
     "SchedulerNotFoundError",

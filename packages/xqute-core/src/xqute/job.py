@@ -134,6 +134,8 @@ class Job:
     inputs = _Rare[Sequence[str | os.PathLike[str]]](())
     outputs = _Rare[Sequence[str | os.PathLike[str]]](())
     cause = _Rare[str | None](None)
+    #: Why the attempt before the current one ended.
+    last_cause = _Rare[str | None](None)
     reason = _Rare[str]("")
     adopted = _Rare[bool](False)
     #: The run whose claims and keys the current attempt has; None: the one that drives the job.

@@ -36,6 +36,7 @@ from .errors import ConfigError, WorkdirError
 from .job import Job
 from .path import SpecPath
 from .plugin import HookTable, snapshot
+from .resources import Resources, ResourcesType, check_resources, resolve_resources
 from .utils import logger
 
 if TYPE_CHECKING:
@@ -108,7 +109,8 @@ class Scheduler(ABC):
             default.
         cwd: Where commands run; None: where the backend puts them.
         timeout: Seconds after its start until a job is ended; 0: no limit.
-        resources: Portable resources of every job.
+        resources: Portable resources of every job: `Resources`, a dict of some of them, or a callable
+            that makes one of these from an attempt's number and the cause of the one before it.
         config: Native options of the backend. ``mounted_workdir`` is taken out: the workdir as jobs
             see it.
 
@@ -168,7 +170,7 @@ class Scheduler(ABC):
         recheck_interval: float | None = None,
         cwd: str | os.PathLike[str] | None = None,
         timeout: float = 0,
-        resources: Any = None,
+        resources: ResourcesType = None,
         **config: Any,
     ) -> None:
         if not self.name:
@@ -195,7 +197,8 @@ class Scheduler(ABC):
         self.lost_grace_s = DEFAULT_LOST_GRACE_S
         self.cwd = cwd
         self.timeout = check_seconds("timeout", timeout)
-        self.resources = resources
+        check_resources(resources)
+        self.resources: ResourcesType = resources
         self.config = config
         #: The random part of this run's claims and submission keys.
         self.run_id = os.urandom(4).hex()
@@ -479,6 +482,14 @@ class Scheduler(ABC):
     def timeout_of(self, job: Job) -> float:
         """Give the seconds after its start until a job is ended; 0: no limit."""
         return self.timeout if job.timeout is None else job.timeout
+
+    def resources_of(self, job: Job) -> Resources:
+        """Give what the current attempt of a job asks for.
+
+        Raises:
+            ConfigError: If that makes no sense, or whatever a callable of the user's raises.
+        """
+        return resolve_resources(self.resources, job.resources, job.trial_count, job.last_cause)
 
     # --- one job at a time, without an engine: see `_standalone` -------------------------------
 

@@ -19,6 +19,7 @@ from .defaults import (
 from .errors import ConfigError, InvalidJobError
 from .job import Job
 from .plugin import snapshot
+from .resources import check_resources
 from .schedulers import get_scheduler
 from .utils import logger
 
@@ -191,6 +192,7 @@ class Xqute:
             check_seconds("timeout", timeout)
         if num_retries is not None:
             check_count("num_retries", num_retries, 0)
+        check_resources(resources)
         engine = await self._get_engine()
         if isinstance(cmd, Job):
             job = cmd

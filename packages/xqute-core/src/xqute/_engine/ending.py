@@ -143,6 +143,7 @@ class Ending:
             logger.warning("The files of attempt %d of %r stay: %s", job.trial_count, job, exc)
         job.trial_count += 1
         job.run_id = None
+        job.last_cause = job.cause or job.last_cause
         job.outcome = job.cause = None
         job.reason = ""
         job.submitted_at = job.started_at = job.ended_at = None
