@@ -109,8 +109,8 @@ class Scheduler(ABC):
             default.
         cwd: Where commands run; None: where the backend puts them.
         timeout: Seconds after its start until a job is ended; 0: no limit.
-        resources: Portable resources of every job: `Resources`, a dict of some of them, or a callable
-            that makes one of these from an attempt's number and the cause of the one before it.
+        resources: Portable resources of every job: `Resources`, a dict of some of them, or what
+            makes one of these from an attempt's number and the cause of the one before it.
         config: Native options of the backend. ``mounted_workdir`` is taken out: the workdir as jobs
             see it.
 
@@ -130,6 +130,9 @@ class Scheduler(ABC):
     uses_wrapper: ClassVar[bool] = True
     #: Whether jobs, once sent, may run on when this machine has lost its power.
     outlives_this_machine: ClassVar[bool] = True
+    #: Whether the backend knows more of a failure than its exit code (out of memory, a time limit,
+    #: preemption): it is asked before a failure is told.
+    explains_failures: ClassVar[bool] = False
     #: The environment variable in which the backend gives the job its native id.
     native_id_variable: ClassVar[str] = ""
 
@@ -146,11 +149,13 @@ class Scheduler(ABC):
         "jobname_prefix",
         "kill_grace_s",
         "kill_timeout_s",
+        "linger_s",
         "lost_grace_s",
         "num_retries",
         "postscript",
         "prescript",
         "recheck_interval",
+        "refill_below",
         "resources",
         "run_id",
         "submission_batch",
@@ -195,6 +200,10 @@ class Scheduler(ABC):
         self.first_recheck_s = DEFAULT_FIRST_RECHECK_S
         #: Seconds from the backend's word that a job is gone to the verdict that it is lost.
         self.lost_grace_s = DEFAULT_LOST_GRACE_S
+        #: Where many go in one submission: jobs wait up to `linger_s` seconds for others,
+        #: or until fewer than this share of `forks` is in the backend. 0: they go at once.
+        self.linger_s = 0.0
+        self.refill_below = 0.5
         self.cwd = cwd
         self.timeout = check_seconds("timeout", timeout)
         check_resources(resources)

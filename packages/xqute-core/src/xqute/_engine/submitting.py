@@ -28,6 +28,9 @@ _TURN_S = 0.001
 _MANY = 256
 #: How long (seconds) a disk that takes nothing is waited for.
 _DISK_PATIENCE_S = 30.0
+#: Where jobs go together: how many at the most, and how long after the last one came no more are
+#: expected.
+_MANY_TOGETHER, _GATHER_S = 1000, 0.05
 
 
 class Submitting:
@@ -60,6 +63,8 @@ class Submitting:
         self._is_pumping = False
         self._n_refusals = 0
         self._held_until_s = 0.0
+        self._came_s = self._lingers_since_s = float("-inf")
+        self._linger: asyncio.TimerHandle | None = None
 
     def queue(self, job: Job) -> None:
         """Let a job wait for its submission, once its hooks are done."""
@@ -71,6 +76,7 @@ class Submitting:
     def _wait(self, job: Job) -> None:
         if not self._is_diverted(job):
             self._waiting.append(job)
+            self._came_s = self._run.loop.time()
             self.pump_soon()
 
     def _is_diverted(self, job: Job) -> bool:
@@ -105,8 +111,12 @@ class Submitting:
         n_taken = (
             len(self._gated) + len(self._passed) + self._n_planned + len(self._watching.flights)
         )
-        room = min(scheduler.forks - n_taken, _MANY)
-        if room == _MANY and len(self._waiting) > _MANY:
+        room = scheduler.forks - n_taken
+        if scheduler.linger_s and self._lingers(room):
+            room = 0
+        most = _MANY_TOGETHER if scheduler.linger_s else _MANY
+        room = min(room, most)
+        if room == most and len(self._waiting) > most:
             self.pump_soon()
         while self._waiting and room > 0:
             job = self._waiting.popleft()
@@ -122,6 +132,29 @@ class Submitting:
             jobs, self._passed = self._passed, []
             self._plan(jobs)
         self._spread()
+
+    def _lingers(self, room: int) -> bool:
+        """Whether the jobs that wait had better wait for others, to go in fewer submissions."""
+        scheduler, loop = self._run.scheduler, self._run.loop
+        n_ready = min(room, len(self._waiting))
+        if self._linger is not None:
+            self._linger.cancel()
+            self._linger = None
+        is_full = n_ready >= min(scheduler.forks * (1 - scheduler.refill_below), _MANY_TOGETHER)
+        if n_ready <= 0 or is_full or self._run.is_stopping:
+            self._lingers_since_s = float("-inf")
+            return False
+        now_s = loop.time()
+        if self._lingers_since_s < 0:
+            self._lingers_since_s = now_s
+        until_s = self._lingers_since_s + scheduler.linger_s
+        if len(self._waiting) <= room:
+            until_s = min(until_s, self._came_s + _GATHER_S)
+        if now_s >= until_s:
+            self._lingers_since_s = float("-inf")
+            return False
+        self._linger = loop.call_at(until_s, self.pump_soon)
+        return True
 
     def _plan(self, jobs: list[Job]) -> None:
         scheduler = self._run.scheduler
@@ -210,12 +243,16 @@ class Submitting:
         finally:
             self._n_awaited -= 1
         _faults.reach("after-answer")
+        refused = []
         for flight in flights:
             answer = answers.get(flight.job, SubmitError("The backend gave no answer for this job"))
             if isinstance(answer, Exception):
-                self._is_refused(flight, answer)
+                refused.append((flight, answer))
             else:
                 self._is_accepted(flight, answer)
+        # Those that go back to wait are put before the others, so the first must come last.
+        for flight, error in reversed(refused):
+            self._is_refused(flight, error)
 
     def _is_fit(self, job: Job) -> bool:
         """Whether a job can be submitted; False: it has ended instead."""
@@ -319,6 +356,8 @@ class Submitting:
 
     def _hold(self, exc: Exception) -> None:
         """Submit nothing for a while, longer each time that the backend refuses."""
+        if self._held_until_s > self._run.loop.time():
+            return  # one refusal may be of many jobs
         if self._n_refusals == 0:
             logger.warning("%s: submissions wait: %s", self._run.scheduler.name, exc)
         self._held_until_s = self._run.loop.time() + backoff_s(self._n_refusals)

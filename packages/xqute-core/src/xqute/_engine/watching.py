@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 
 from .._protocol import Event
-from ..defaults import JobStatus
+from ..defaults import JobCause, JobStatus
 from ..job import Job
 from ..scheduler import BackendState, Phase
 from ..utils import logger
@@ -25,6 +25,8 @@ __all__ = ["Watching"]
 _POLLING_HOOK_INTERVAL_S = 1.0
 #: How long a killed job that the backend has forgotten may take to tell its end itself.
 _KILLED_GRACE_S = 0.5
+#: How long a failure may go untold while the backend is asked why, and between two such questions.
+_EXPLANATION_S, _EXPLANATION_PAUSE_S = 15.0, 0.5
 
 
 class Watching:
@@ -139,8 +141,25 @@ class Watching:
     def _look(self, flight: Flight, state: BackendState | None) -> bool:
         """Look whether the end of the attempt is recorded; True if it is."""
         end = judge(flight, state, self._run.scheduler)
-        self._land(flight, end)
+        if end is not None and not self._is_to_be_explained(flight, end, state):
+            self._land(flight, end)
         return end is not None
+
+    def _is_to_be_explained(self, flight: Flight, end: End, state: BackendState | None) -> bool:
+        """Whether a failure is not told yet, because the backend may soon say why it failed."""
+        told = state is not None and state.phase is Phase.GONE
+        unknown = end.cause in (JobCause.EXIT_CODE, JobCause.SIGNAL)
+        if told or not unknown or not self._run.scheduler.explains_failures:
+            return False
+        now_s = self._run.loop.time()
+        if flight.unexplained_until_s is None:
+            flight.unexplained_until_s = now_s + _EXPLANATION_S
+            self.reconciler.add(flight, 0.0)
+            at_last = BackendState(Phase.GONE)
+            self._run.loop.call_later(_EXPLANATION_S, self._look, flight, at_last)
+        elif now_s < flight.unexplained_until_s:
+            self.reconciler.add(flight, _EXPLANATION_PAUSE_S)
+        return now_s < flight.unexplained_until_s
 
     def _miss(self, flight: Flight, state: BackendState) -> None:
         """The backend does not know the job, and no end is recorded: not yet, or never."""
