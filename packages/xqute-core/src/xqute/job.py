@@ -136,6 +136,8 @@ class Job:
     cause = _Rare[str | None](None)
     #: Why the attempt before the current one ended.
     last_cause = _Rare[str | None](None)
+    #: The graphics processors that the current attempt has, where the scheduler shares them out.
+    gpus = _Rare[tuple[str, ...]](())
     reason = _Rare[str]("")
     adopted = _Rare[bool](False)
     #: The run whose claims and keys the current attempt has; None: the one that drives the job.

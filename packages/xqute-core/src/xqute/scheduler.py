@@ -298,6 +298,20 @@ class Scheduler(ABC):
     def watch(self, report: Callable[[Job, BackendState], None]) -> None:
         """Be given what to call, on the event loop, when the backend tells of a job by itself."""
 
+    def reserve(self, job: Job, others: Iterable[Job]) -> bool:
+        """Take what a job needs beside what others have; False: there is no room for it now.
+
+        Asked before each submission, apart from `forks`. Jobs wait in their order.
+
+        Args:
+            job: The job.
+            others: Those that are on their way to the backend, or there.
+
+        Raises:
+            SubmitError: If there can never be room for it.
+        """
+        return True
+
     def plan_submissions(self, jobs: Sequence[Job]) -> list[Submission]:
         """Decide which jobs go to the backend together, in which order. Does nothing else."""
         return [Submission(self.submission_key(job), (job,)) for job in jobs]
@@ -461,6 +475,7 @@ class Scheduler(ABC):
                         "XQUTE_METADIR": workdir,
                         "XQUTE_JOB_METADIR": metadir,
                         "XQUTE_JOB_TRIAL": str(job.trial_count),
+                        **({"CUDA_VISIBLE_DEVICES": ",".join(job.gpus)} if job.gpus else {}),
                         **{name: str(value) for name, value in job.envs.items()},
                     }
                 ),

@@ -5,7 +5,7 @@ segment is only ever appended to, by its owner; everybody may read it at any tim
 is a checksum and a JSON array, which begins with the kind of the record:
 
     ["h", 1, run id, digest key, host, pid, boot id, epoch s]     the first line of a segment
-    ["s", key, [[index, attempt, digest], ...]]                   these are about to be sent
+    ["s", key, [[index, attempt, digest, gpu...], ...]]           these are about to be sent
     ["i", index, native id]                                       the backend has accepted one
     ["k", [index, ...]]                                           these are about to be killed
     ["e", index, outcome, rc, cause, epoch s]                     the attempt of one has ended
@@ -115,7 +115,14 @@ class Journal:
         Returns:
             None: it is written. Otherwise they must not be sent.
         """
-        sent = ",".join([f'[{job.index},{job.trial_count},"{digest}"]' for job, digest in jobs])
+        sent = ",".join(
+            [
+                f'[{job.index},{job.trial_count},"{digest}"]'
+                if not job.gpus
+                else json.dumps([job.index, job.trial_count, digest, *job.gpus])
+                for job, digest in jobs
+            ]
+        )
         self._add(f'["s",{json.dumps(key)},[{sent}]]')
         return self.commit()
 

@@ -44,6 +44,7 @@ class Entry:
         killed: Whether its kill was intended.
         outcome: How it ended; None: that was not recorded. Likewise `rc`, `cause`, `ended_at`.
         hooked: Whether its terminal hooks are done.
+        gpus: The graphics processors that it was given.
     """
 
     __slots__ = (
@@ -51,6 +52,7 @@ class Entry:
         "cause",
         "digest",
         "ended_at",
+        "gpus",
         "hooked",
         "jid",
         "key",
@@ -76,6 +78,7 @@ class Entry:
         self.cause: str | None = None
         self.ended_at = 0.0
         self.hooked = False
+        self.gpus: tuple[str, ...] = ()
 
     @property
     def tag(self) -> str:
@@ -174,8 +177,9 @@ class Ledger:
         self.owners.append((run_id, str(host), int(pid), float(at)))
 
     def _on_sending(self, key: str | None, jobs: list[list[Any]]) -> None:
-        for position, (index, attempt, digest) in enumerate(jobs):
+        for position, (index, attempt, digest, *gpus) in enumerate(jobs):
             entry = Entry(self._run_id, _natural(attempt), _text(key), position, str(digest))
+            entry.gpus = tuple(map(str, gpus))
             self.entries[_natural(index)] = entry
 
     # What is said of a job that was never announced is of no use to anybody.
@@ -200,12 +204,14 @@ class Ledger:
                 entry.hooked = True
 
     def _on_copy(self, index: int, *fields: Any) -> None:
-        run_id, attempt, key, position, digest, jid, killed, outcome, rc, cause, at, hooked = fields
+        run_id, attempt, key, position, digest, *rest = fields
+        jid, killed, outcome, rc, cause, at, hooked, *gpus = rest
         if not _RUN_ID(run_id):
             raise ValueError("run id")
         entry = Entry(run_id, _natural(attempt), _text(key), _natural(position), str(digest))
         entry.jid = None if jid is None else _jid(jid)
         entry.killed, entry.hooked = bool(killed), bool(hooked)
+        entry.gpus = tuple(map(str, gpus))
         entry.outcome = None if outcome is None else JobOutcome(outcome)
         entry.rc, entry.cause, entry.ended_at = int(rc), _text(cause), float(at)
         self.entries[_natural(index)] = entry
@@ -254,6 +260,7 @@ class Ledger:
                 entry.cause,
                 entry.ended_at,
                 int(entry.hooked),
+                *entry.gpus,
             ]
 
 

@@ -73,7 +73,7 @@ class Recovery:
         self._on_change = on_change
         self._queue = queue
         self._kill = kill
-        self._cases: list[_Case] = []
+        self._cases: dict[Job, _Case] = {}
         self._task: asyncio.Task[None] | None = None
         self._n_failures = 0
 
@@ -88,7 +88,7 @@ class Recovery:
             JobChangedError: If it may be alive and has another command now.
         """
         entry = self._entries.pop(job.index)
-        job.run_id, job.trial_count = entry.run_id, entry.attempt
+        job.run_id, job.trial_count, job.gpus = entry.run_id, entry.attempt, entry.gpus
         is_same = entry.digest == self._run.digest(job)
         end = self._end_of(job, entry)
         if end is None:
@@ -99,7 +99,8 @@ class Recovery:
                     "and its command, environment or options have changed. Feed what it was, or "
                     'use on_change="rerun" to have it ended and the new one run'
                 )
-            self._cases.append(_Case(job, entry, entry.killed or not is_same))
+            self._cases[job] = _Case(job, entry, entry.killed or not is_same)
+            self._run.unsettled.add(job)
             self._settle_soon()
         elif self._resume and is_same and end.outcome is JobOutcome.SUCCEEDED:
             self._ending.adopt(job, end, entry.ended_at)
@@ -144,7 +145,7 @@ class Recovery:
         """Find out about all cases together. As long as the backend does not tell, they wait."""
         await asyncio.sleep(0)  # more may be fed in this turn
         while self._cases:
-            cases = list(self._cases)
+            cases = list(self._cases.values())
             try:
                 await self._settle_some(cases)
             except Exception as exc:  # noqa: BLE001  # a backend may raise anything: unknown, then
@@ -161,20 +162,24 @@ class Recovery:
     def _give_up(self, cases: list[_Case], exc: Exception) -> None:
         end = End.lost(f"it was not found out what became of it: {exc}")
         for case in cases:
-            self._cases.remove(case)
+            self._drop(case)
             self._ending.finish(case.job, end)
+
+    def _drop(self, case: _Case) -> None:
+        del self._cases[case.job]
+        self._run.unsettled.discard(case.job)
 
     async def _settle_some(self, cases: list[_Case]) -> None:
         await self._find(cases)
         alive, flights = [], []
         for case in cases:
             if case.entry.jid is None and self._never_starts(case.job, case.entry):
-                self._cases.remove(case)
+                self._drop(case)
                 self._run_again(case.job)
             else:
                 alive.append(case)
         for case in alive:
-            self._cases.remove(case)
+            self._drop(case)
             case.job.adopted = True
             if case.entry.jid is not None:
                 self._run.assign_jid(case.job, case.entry.jid)
@@ -258,8 +263,8 @@ class Recovery:
 
     async def detach(self, release: Callable[[Job], None]) -> None:
         """Let go of the jobs of which nothing is known yet."""
-        cases, self._cases = self._cases, []
-        for case in cases:
+        for case in list(self._cases.values()):
+            self._drop(case)
             release(case.job)
         if self._task is not None:
             self._task.cancel()

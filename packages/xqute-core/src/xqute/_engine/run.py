@@ -28,6 +28,7 @@ class Run:
         chains: What is still to be done for each job, in order.
         is_stopping: Whether nothing new is to be submitted.
         doomed: Jobs that are to be cancelled when they come by.
+        unsettled: Jobs that the backend may have from an earlier run; they take up room.
         is_detached: Whether jobs are to be let go of, wherever they are.
         journal: Where it is written what happens, before it does.
     """
@@ -40,6 +41,7 @@ class Run:
         self.is_stopping = False
         self.is_detached = False
         self.doomed: set[Job] = set()
+        self.unsettled: set[Job] = set()
         self.loop = asyncio.get_running_loop()
 
     def transition(self, job: Job, status: JobStatus) -> None:

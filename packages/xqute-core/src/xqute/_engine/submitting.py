@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from .. import _faults, _protocol
@@ -109,7 +109,11 @@ class Submitting:
             self._run.loop.call_later(held_s, self._pump)
             return
         n_taken = (
-            len(self._gated) + len(self._passed) + self._n_planned + len(self._watching.flights)
+            len(self._gated)
+            + len(self._passed)
+            + self._n_planned
+            + len(self._watching.flights)
+            + len(self._run.unsettled)
         )
         room = scheduler.forks - n_taken
         if scheduler.linger_s and self._lingers(room):
@@ -119,7 +123,15 @@ class Submitting:
         if room == most and len(self._waiting) > most:
             self.pump_soon()
         while self._waiting and room > 0:
-            job = self._waiting.popleft()
+            job = self._waiting[0]
+            try:
+                if not self._run.is_doomed(job) and not scheduler.reserve(job, self._on_the_way()):
+                    break  # whoever ends makes room, and lets us look again
+            except Exception as exc:  # noqa: BLE001  # a backend may raise anything
+                self._waiting.popleft()
+                self._refuse(job, exc)
+                continue
+            self._waiting.popleft()
             if self._is_diverted(job):
                 continue
             room -= 1
@@ -132,6 +144,16 @@ class Submitting:
             jobs, self._passed = self._passed, []
             self._plan(jobs)
         self._spread()
+
+    def _on_the_way(self) -> Iterator[Job]:
+        """Give the jobs that take up room."""
+        yield from self._run.unsettled
+        yield from self._gated
+        yield from self._passed
+        for submission in self._plans:
+            yield from submission.jobs
+        for flight in self._watching.flights.values():
+            yield flight.job
 
     def _lingers(self, room: int) -> bool:
         """Whether the jobs that wait had better wait for others, to go in fewer submissions."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from .. import _protocol
+from .._machine import Machine, impossible
 from .._processes import ProcessTable, kill_sessions, runs_script, signal_group
 from ..defaults import JOBCMD_WRAPPER_LANG, SIGNAL_BASE, JobCause, JobStatus
 from ..errors import SubmitError, XquteWarning
@@ -45,8 +46,36 @@ class LocalScheduler(Scheduler):
         super().__init__(*args, **kwargs)
         self._table = ProcessTable(self._on_exit)
         self._report: Callable[[Job, BackendState], None] | None = None
+        self._machine: Machine | None = None
         if self.config:
             warnings.warn(_unknown_keywords(self.config), XquteWarning, stacklevel=2)
+
+    def reserve(self, job: Job, others: Iterable[Job]) -> bool:
+        """Take cores, memory and graphics processors, for jobs that are said to need some."""
+        if self.resources is None and job.resources is None:
+            return True
+        wanted = self.resources_of(job)
+        if self._machine is None:
+            self._machine = Machine.detect()
+        if why := impossible(wanted, self._machine):
+            raise SubmitError(why)
+        held = [
+            (self.resources_of(other), other.gpus)
+            for other in others
+            if other is not job and not (self.resources is None and other.resources is None)
+        ]
+        gpus = self._machine.fit(wanted, held)
+        if gpus is not None:
+            job.gpus = gpus
+        return gpus is not None
+
+    def timeout_of(self, job: Job) -> float:
+        """Give the seconds until a job is ended: its timeout, or its walltime if that is less."""
+        timeout_s = super().timeout_of(job)
+        if self.resources is None and job.resources is None:
+            return timeout_s
+        walltime_s = self.resources_of(job).walltime_s
+        return min(timeout_s or walltime_s, walltime_s) if walltime_s else timeout_s
 
     @property
     def leaves_events(self) -> bool:
