@@ -469,16 +469,7 @@ class Scheduler(ABC):
                     grace_s=self.kill_grace_s,
                     native_id=native_id,
                 ),
-                "environment": wrapper.build_environment(
-                    {
-                        "XQUTE_JOB_INDEX": str(job.index),
-                        "XQUTE_METADIR": workdir,
-                        "XQUTE_JOB_METADIR": metadir,
-                        "XQUTE_JOB_TRIAL": str(job.trial_count),
-                        **({"CUDA_VISIBLE_DEVICES": ",".join(job.gpus)} if job.gpus else {}),
-                        **{name: str(value) for name, value in job.envs.items()},
-                    }
-                ),
+                "environment": wrapper.build_environment(self.environment_of(job)),
                 "cwd": "" if cwd is None else os.fspath(cwd),
                 "jobcmd_init": self.jobcmd_init(job),
                 "prescript": self.prescript,
@@ -488,6 +479,17 @@ class Scheduler(ABC):
                 "jobcmd_end": self.jobcmd_end(job),
             }
         )
+
+    def environment_of(self, job: Job) -> dict[str, str]:
+        """Give the variables that the wrapper exports: who the job is, and the job's own."""
+        return {
+            "XQUTE_JOB_INDEX": str(job.index),
+            "XQUTE_METADIR": self._mounted_workdir,
+            "XQUTE_JOB_METADIR": self.mounted_dir(job),
+            "XQUTE_JOB_TRIAL": str(job.trial_count),
+            **({"CUDA_VISIBLE_DEVICES": ",".join(job.gpus)} if job.gpus else {}),
+            **{name: str(value) for name, value in job.envs.items()},
+        }
 
     def wrapped_job_script(self, job: Job) -> SpecPath:
         """Write the wrapper of a job, readable by the user only, and give its path.
