@@ -101,7 +101,7 @@ class Xqute:
 
         self._hooks = snapshot(plugins)
         self.scheduler = get_scheduler(scheduler)(
-            workdir,
+            workdir=workdir,
             forks=forks,
             error_strategy=error_strategy,
             num_retries=num_retries,
