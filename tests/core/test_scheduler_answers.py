@@ -9,7 +9,8 @@ import signal
 
 import pytest
 
-from xqute import JobOutcome, JobStatus, Scheduler, Xqute
+from xqute import JobCause, JobOutcome, JobStatus, Scheduler, Xqute
+from xqute.scheduler import BackendState, Phase
 
 pytestmark = pytest.mark.usefixtures("job_processes")
 
@@ -97,6 +98,22 @@ async def test_a_job_that_is_gone_without_an_exit_code_is_lost(tmp_path, recorde
     assert (job.outcome, job.rc, job.status) == (JobOutcome.LOST, -3, JobStatus.FAILED)
     assert job.reason
     assert recorder.hooks()[-1] == "failed"
+
+
+async def test_a_lost_job_has_the_cause_that_the_backend_gives(tmp_path):
+    class Rebooted(Talker):
+        async def submit_job(self, job):
+            return 999999999
+
+        async def poll_jobs(self, jobs):
+            state = BackendState(Phase.GONE, cause=JobCause.HOST_REBOOTED, reason="node1 is new")
+            return dict.fromkeys(jobs, state)
+
+    xq = Xqute(Rebooted, workdir=tmp_path, scheduler_opts={"recheck_interval": 0.05})
+    job = await xq.put("true")
+    await asyncio.wait_for(xq.run_until_complete(), 15)
+    assert (job.outcome, job.cause) == (JobOutcome.LOST, JobCause.HOST_REBOOTED)
+    assert "node1 is new" in job.reason
 
 
 async def test_a_lost_job_is_not_tried_again_unless_asked_for(tmp_path):

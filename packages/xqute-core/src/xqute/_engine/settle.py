@@ -118,7 +118,8 @@ def claim_lost(flight: Flight, state: BackendState, scheduler: Scheduler) -> End
         rc, status = end.rc, end.status
     else:
         end = End.lost(
-            state.reason or f"{scheduler.name} has no such job, and it left no exit code"
+            state.reason or f"{scheduler.name} has no such job, and it left no exit code",
+            state.cause or JobCause.DISAPPEARED,
         )
     if not scheduler.uses_wrapper:
         return end
