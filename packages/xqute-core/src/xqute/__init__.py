@@ -10,12 +10,13 @@ Within an event loop, use `Xqute`.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .defaults import JobCause, JobErrorStrategy, JobOutcome, JobStatus
 from .errors import (
     ConfigError,
     InvalidJobError,
+    JobChangedError,
     SchedulerError,
     SchedulerNotFoundError,
     SubmitError,
@@ -27,16 +28,19 @@ from .errors import (
 from .job import Job
 from .path import MountedPath, SpecPath
 from .plugin import plugin
-from .resources import Resources
 from .scheduler import Scheduler
 from .utils import logger
 from .xqute import Xqute, run
+
+if TYPE_CHECKING:
+    from .resources import Resources
 
 __all__ = [
     "ConfigError",
     "InvalidJobError",
     "Job",
     "JobCause",
+    "JobChangedError",
     "JobErrorStrategy",
     "JobOutcome",
     "JobStatus",
@@ -64,4 +68,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("xqute-core")
+    if name == "Resources":  # few need them at import
+        from .resources import Resources
+
+        return Resources
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 from . import _files
 from ._checks import check_index
@@ -14,7 +14,19 @@ from .errors import InvalidJobError
 from .path import SpecLocalPath, SpecPath
 
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from .utils import CommandType
+
+    class Driver(Protocol):
+        """What a job knows of the run that drives it."""
+
+        def status_is_set(self, job: Job, status: JobStatus) -> bool:
+            """Be asked whether a status that somebody else sets is to be taken over."""
+
+        async def wait(self, job: Job) -> None:
+            """Return when the job has ended for good."""
+
 
 __all__ = ["Job"]
 
@@ -25,16 +37,6 @@ _ENDED = (JobStatus.FINISHED, JobStatus.FAILED)
 _ATTEMPT_FILES = frozenset({"job.stdout", "job.stderr", "job.status", "job.rc", "job.jid"})
 #: Between these and the end, the wrapper alone knows where a job is.
 _OUT_OF_SIGHT = (JobStatus.SUBMITTED, JobStatus.RUNNING, JobStatus.KILLING)
-
-
-class Driver(Protocol):
-    """What a job knows of the run that drives it."""
-
-    def status_is_set(self, job: Job, status: JobStatus) -> bool:
-        """Be asked whether a status that somebody else sets is to be taken over."""
-
-    async def wait(self, job: Job) -> None:
-        """Return when the job has ended for good."""
 
 
 class _Rare(Generic[T]):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -110,6 +109,8 @@ def _lay_over(beneath: Resources, value: Any) -> Resources:
         raise ConfigError(f"resources must be Resources, a dict of them or a callable: {value!r}")
     for name in value:
         if name not in _NAMES:
+            import difflib
+
             close = difflib.get_close_matches(str(name), _NAMES, n=1)
             hint = f" (did you mean {close[0]!r}?)" if close else f": {', '.join(_NAMES)}"
             raise ConfigError(f"resources: there is no {name!r}{hint}")

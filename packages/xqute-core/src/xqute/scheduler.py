@@ -15,7 +15,6 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from . import _standalone, wrapper
 from ._checks import check_count, check_seconds
 from .defaults import (
     DEFAULT_ERROR_STRATEGY,
@@ -36,12 +35,12 @@ from .errors import ConfigError, WorkdirError
 from .job import Job
 from .path import SpecPath
 from .plugin import HookTable, snapshot
-from .resources import Resources, ResourcesType, check_resources, resolve_resources
 from .utils import logger
 
 if TYPE_CHECKING:
     from typing import Self
 
+    from .resources import Resources, ResourcesType
     from .utils import CommandType
 
 __all__ = ["BackendState", "Phase", "Scheduler", "Submission"]
@@ -206,7 +205,10 @@ class Scheduler(ABC):
         self.refill_below = 0.5
         self.cwd = cwd
         self.timeout = check_seconds("timeout", timeout)
-        check_resources(resources)
+        if resources is not None:
+            from .resources import check_resources
+
+            check_resources(resources)
         self.resources: ResourcesType = resources
         self.config = config
         #: The random part of this run's claims and submission keys.
@@ -451,34 +453,9 @@ class Scheduler(ABC):
         Raises:
             InvalidJobError: If the command or an environment variable cannot be passed.
         """
-        workdir = self._mounted_workdir
-        metadir = self.mounted_dir(job)
-        cwd = self.cwd if job.cwd is None else job.cwd
-        native_id = f'"${{{self.native_id_variable}-}}"' if self.native_id_variable else "''"
-        return wrapper.render(
-            {
-                "shebang": self.jobcmd_shebang(job),
-                "wrapper_init": self.jobcmd_wrapper_init,
-                "parameters": wrapper.build_parameters(
-                    index=job.index,
-                    attempt=job.trial_count,
-                    tag=self.claim_tag(job),
-                    directory=metadir,
-                    spool=f"{workdir}/.run/events" if self.leaves_events else "",
-                    timeout_s=0 if self.enforces_timeout else self.timeout_of(job),
-                    grace_s=self.kill_grace_s,
-                    native_id=native_id,
-                ),
-                "environment": wrapper.build_environment(self.environment_of(job)),
-                "cwd": "" if cwd is None else os.fspath(cwd),
-                "jobcmd_init": self.jobcmd_init(job),
-                "prescript": self.prescript,
-                "cmd": wrapper.quote_command(job.cmd),
-                "jobcmd_prep": self.jobcmd_prep(job),
-                "postscript": self.postscript,
-                "jobcmd_end": self.jobcmd_end(job),
-            }
-        )
+        from ._script import render_script
+
+        return render_script(self, job)
 
     def environment_of(self, job: Job) -> dict[str, str]:
         """Give the variables that the wrapper exports: who the job is, and the job's own."""
@@ -515,6 +492,8 @@ class Scheduler(ABC):
         Raises:
             ConfigError: If that makes no sense, or whatever a callable of the user's raises.
         """
+        from .resources import resolve_resources
+
         return resolve_resources(self.resources, job.resources, job.trial_count, job.last_cause)
 
     # --- one job at a time, without an engine: see `_standalone` -------------------------------
@@ -524,6 +503,8 @@ class Scheduler(ABC):
 
         A failure to submit is told in ``job.stderr``, as rc -2 and as FAILED; it does not raise.
         """
+        from . import _standalone
+
         await _standalone.submit(self, job)
 
     async def kill_job_and_update_status(self, job: Job) -> None:
@@ -531,6 +512,8 @@ class Scheduler(ABC):
 
         Where a run drives the job, this is a request to that run.
         """
+        from . import _standalone
+
         await _standalone.kill(self, job)
 
     async def retry_job(self, job: Job) -> None:
@@ -553,6 +536,8 @@ class Scheduler(ABC):
         """
         if on not in ("submittable", "all_done"):
             raise ValueError(f"Jobs are polled on 'submittable' or 'all_done', not {on!r}")
+        from . import _standalone
+
         n_in_backend, n_ended = await _standalone.poll(self, jobs, polling_counter)
         return n_in_backend < self.forks if on == "submittable" else n_ended == len(jobs)
 

@@ -19,7 +19,6 @@ from .defaults import (
 from .errors import ConfigError, InvalidJobError
 from .job import Job
 from .plugin import snapshot
-from .resources import check_resources
 from .schedulers import get_scheduler
 from .utils import logger
 
@@ -188,11 +187,7 @@ class Xqute:
             ConfigError: If a keyword makes no sense.
             WorkdirError: If the workdir cannot be used; `WorkdirLockedError`: another run has it.
         """
-        if timeout is not None:
-            check_seconds("timeout", timeout)
-        if num_retries is not None:
-            check_count("num_retries", num_retries, 0)
-        check_resources(resources)
+        _check(timeout, num_retries, resources)
         engine = await self._get_engine()
         if isinstance(cmd, Job):
             job = cmd
@@ -408,6 +403,18 @@ class Xqute:
             await session.close()
         finally:
             self._news.set()
+
+
+def _check(timeout: float | None, num_retries: int | None, resources: Any) -> None:
+    """Raise ConfigError for what makes no sense for any job."""
+    if timeout is not None:
+        check_seconds("timeout", timeout)
+    if num_retries is not None:
+        check_count("num_retries", num_retries, 0)
+    if resources is not None:
+        from .resources import check_resources
+
+        check_resources(resources)
 
 
 def run(commands: Iterable[CommandType | Job], **keywords: Any) -> list[Job]:
