@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from xqute import plugin
+from xqute import Scheduler, Xqute, plugin
 
 
 @pytest.fixture
@@ -221,3 +221,56 @@ class Gate:
 @pytest.fixture
 def gate(tmp_path):
     return Gate(tmp_path / "gate")
+
+
+@pytest.fixture
+def run_jobs():
+    """Run commands to their ends: `jobs = await run_jobs(folder, command, ..., forks=2)`."""
+
+    async def run(folder, *commands, **keywords):
+        xq = Xqute(workdir=folder / "w", **keywords)
+        for command in commands:
+            await xq.put(command)
+        await asyncio.wait_for(xq.run_until_complete(), 30)
+        return xq.jobs
+
+    return run
+
+
+class ProcessScheduler(Scheduler):
+    """As a third party writes one: runs the script by asyncio's own subprocesses."""
+
+    name = "process"
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.processes = {}
+
+    async def submit_job(self, job):
+        process = await asyncio.create_subprocess_exec(
+            "/bin/bash",
+            str(self.wrapped_job_script(job)),
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self.processes[process.pid] = process
+        return process.pid
+
+    async def kill_job(self, job):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(int(job.jid), signal.SIGKILL)
+
+    async def job_is_running(self, job):
+        process = self.processes.get(int(job.jid))
+        return process is not None and process.returncode is None
+
+    async def close(self):
+        for process in self.processes.values():
+            await process.wait()
+
+
+@pytest.fixture
+def process_scheduler():
+    """A scheduler class with the three methods; derive from it to change one."""
+    return ProcessScheduler

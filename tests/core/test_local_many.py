@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import os
 import threading
@@ -14,14 +13,6 @@ from xqute import JobOutcome, JobStatus, Xqute
 from xqute.schedulers.local_scheduler import LocalScheduler
 
 pytestmark = pytest.mark.usefixtures("job_processes")
-
-
-async def _run(tmp_path, *commands, **keywords):
-    xq = Xqute(workdir=tmp_path / "w", **keywords)
-    for command in commands:
-        await xq.put(command)
-    await asyncio.wait_for(xq.run_until_complete(), 30)
-    return xq.jobs
 
 
 async def test_a_thousand_jobs_all_succeed(tmp_path):
@@ -46,12 +37,12 @@ async def test_no_thread_is_made_for_a_child(tmp_path, until):
     await xq.run_until_complete()
 
 
-async def test_jobs_run_side_by_side(tmp_path):
+async def test_jobs_run_side_by_side(tmp_path, run_jobs):
     """Each of eight waits until all eight are there."""
     folder = tmp_path / "there"
     folder.mkdir()
     wait = f"until [[ $(ls {folder} | wc -l) == 8 ]]; do sleep 0.01; done"
-    jobs = await _run(
+    jobs = await run_jobs(
         tmp_path, *[["bash", "-c", f"touch {folder}/$XQUTE_JOB_INDEX; {wait}"]] * 8, forks=8
     )
     assert {job.outcome for job in jobs} == {JobOutcome.SUCCEEDED}
@@ -92,7 +83,7 @@ def test_a_descriptor_beyond_the_limit_that_the_driver_was_started_with_does_no_
 
 
 @pytest.mark.parametrize("how", ["missing", "failing"])
-async def test_without_pidfd_it_works_too(tmp_path, monkeypatch, how):
+async def test_without_pidfd_it_works_too(tmp_path, monkeypatch, how, run_jobs):
     def fail(pid, flags=0):
         raise OSError(38, "Function not implemented")
 
@@ -100,7 +91,7 @@ async def test_without_pidfd_it_works_too(tmp_path, monkeypatch, how):
         monkeypatch.delattr(os, "pidfd_open")
     else:
         monkeypatch.setattr(os, "pidfd_open", fail)
-    jobs = await _run(
+    jobs = await run_jobs(
         tmp_path, *(["bash", "-c", f"exit {n}"] for n in range(6)), "sleep 0.1", forks=3
     )
     assert [job.rc for job in jobs] == [0, 1, 2, 3, 4, 5, 0]
@@ -127,15 +118,15 @@ def test_a_host_program_that_reaps_every_child_loses_no_exit_code(start_driver, 
 
 
 @pytest.mark.parametrize("submits_by_itself", [False, True])
-async def test_a_run_leaves_no_descriptor_and_no_zombie(tmp_path, submits_by_itself):
+async def test_a_run_leaves_no_descriptor_and_no_zombie(tmp_path, submits_by_itself, run_jobs):
     class Overriding(LocalScheduler):
         async def submit_job(self, job):
             return await super().submit_job(job)
 
     scheduler = Overriding if submits_by_itself else "local"
-    await _run(tmp_path / "warm", "true")
+    await run_jobs(tmp_path / "warm", "true")
     before = sorted(os.listdir("/proc/self/fd")), _children()
-    await _run(tmp_path, *["true"] * 8, forks=4, scheduler=scheduler)
+    await run_jobs(tmp_path, *["true"] * 8, forks=4, scheduler=scheduler)
     assert (sorted(os.listdir("/proc/self/fd")), _children()) == before
 
 

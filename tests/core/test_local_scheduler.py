@@ -13,25 +13,17 @@ from xqute import JobOutcome, JobStatus, Xqute
 pytestmark = pytest.mark.usefixtures("job_processes")
 
 
-async def _run(tmp_path, *commands, **keywords):
-    xq = Xqute(workdir=tmp_path / "w", **keywords)
-    for command in commands:
-        await xq.put(command)
-    await asyncio.wait_for(xq.run_until_complete(), 30)
-    return xq.jobs
-
-
 # --- what a job gets ----------------------------------------------------------------------------
 
 
-async def test_stdin_is_dev_null(tmp_path):
-    jobs = await _run(tmp_path, "readlink /proc/self/fd/0", "cat")
+async def test_stdin_is_dev_null(tmp_path, run_jobs):
+    jobs = await run_jobs(tmp_path, "readlink /proc/self/fd/0", "cat")
     assert jobs[0].stdout_file.read_text() == "/dev/null\n"
     assert (jobs[1].rc, jobs[1].stdout_file.read_text()) == (0, "")
 
 
-async def test_stdout_and_stderr_go_to_their_files_as_bytes(tmp_path):
-    (job,) = await _run(tmp_path, ["bash", "-c", r"printf 'a\xff\0b'; printf 'e\xfe' >&2"])
+async def test_stdout_and_stderr_go_to_their_files_as_bytes(tmp_path, run_jobs):
+    (job,) = await run_jobs(tmp_path, ["bash", "-c", r"printf 'a\xff\0b'; printf 'e\xfe' >&2"])
     assert job.stdout_file.read_bytes() == b"a\xff\0b"
     assert job.stderr_file.read_bytes() == b"e\xfe"
 
@@ -56,22 +48,24 @@ async def test_no_descriptor_of_the_driver_is_inherited(tmp_path):
         assert sorted(map(int, job.stdout_file.read_text().split())) == [0, 1, 2]
 
 
-async def test_sigpipe_ends_a_job_as_it_does_in_a_shell(tmp_path):
+async def test_sigpipe_ends_a_job_as_it_does_in_a_shell(tmp_path, run_jobs):
     assert signal.getsignal(signal.SIGPIPE) == signal.SIG_IGN
-    (job,) = await _run(tmp_path, ["bash", "-c", "kill -PIPE $$; echo survived"])
+    (job,) = await run_jobs(tmp_path, ["bash", "-c", "kill -PIPE $$; echo survived"])
     assert (job.rc, job.stdout_file.read_text()) == (128 + signal.SIGPIPE, "")
 
 
-async def test_signals_that_the_driver_ignores_or_blocks_are_default_for_a_job(tmp_path):
+async def test_signals_that_the_driver_ignores_or_blocks_are_default_for_a_job(tmp_path, run_jobs):
     ignored = [signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGXFSZ]
     before = {sig: signal.signal(sig, signal.SIG_IGN) for sig in ignored if sig != signal.SIGINT}
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2, signal.SIGTERM])
     try:
-        jobs = await _run(
+        jobs = await run_jobs(
             tmp_path,
             *(["bash", "-c", f"kill -{sig.name[3:]} $$; echo survived"] for sig in ignored),
         )
-        (mask,) = await _run(tmp_path / "2", ["grep", "-E", "^Sig(Blk|Ign)", "/proc/self/status"])
+        (mask,) = await run_jobs(
+            tmp_path / "2", ["grep", "-E", "^Sig(Blk|Ign)", "/proc/self/status"]
+        )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         for sig, handler in before.items():
@@ -82,25 +76,25 @@ async def test_signals_that_the_driver_ignores_or_blocks_are_default_for_a_job(t
     assert [mask & ~(0b11 << 31) for mask in masks] == [0, 0]
 
 
-async def test_the_environment_of_the_driver_is_inherited(tmp_path, monkeypatch):
+async def test_the_environment_of_the_driver_is_inherited(tmp_path, monkeypatch, run_jobs):
     monkeypatch.setenv("OF_THE_DRIVER", "there")
-    (job,) = await _run(tmp_path, ["bash", "-c", "echo $OF_THE_DRIVER"])
+    (job,) = await run_jobs(tmp_path, ["bash", "-c", "echo $OF_THE_DRIVER"])
     assert job.stdout_file.read_text() == "there\n"
 
 
-async def test_a_hijacking_environment_cannot_harm_the_wrapper(tmp_path, monkeypatch):
+async def test_a_hijacking_environment_cannot_harm_the_wrapper(tmp_path, monkeypatch, run_jobs):
     (tmp_path / "rc").write_text("echo hijacked; exit 9")
     monkeypatch.setenv("BASH_ENV", str(tmp_path / "rc"))
     monkeypatch.setenv("SHELLOPTS", "errexit:nounset")
     monkeypatch.setenv("BASH_FUNC_printf%%", "() { exit 8; }")
     monkeypatch.setenv("BASH_FUNC_trap%%", "() { exit 8; }")
-    jobs = await _run(tmp_path, "echo hi", "false")
+    jobs = await run_jobs(tmp_path, "echo hi", "false")
     assert [job.rc for job in jobs] == [0, 1]
     assert jobs[0].stdout_file.read_text() == "hi\n"
 
 
-async def test_a_job_is_a_session_and_a_group_of_its_own(tmp_path):
-    (job,) = await _run(
+async def test_a_job_is_a_session_and_a_group_of_its_own(tmp_path, run_jobs):
+    (job,) = await run_jobs(
         tmp_path, ["bash", "-c", "read -ra s </proc/self/stat; echo ${s[4]} ${s[5]}"]
     )
     group, session = job.stdout_file.read_text().split()
@@ -111,7 +105,7 @@ async def test_a_job_is_a_session_and_a_group_of_its_own(tmp_path):
 # --- exit codes ---------------------------------------------------------------------------------
 
 
-async def test_exit_codes_are_exact(tmp_path):
+async def test_exit_codes_are_exact(tmp_path, run_jobs):
     codes = [
         0,
         1,
@@ -134,7 +128,7 @@ async def test_exit_codes_are_exact(tmp_path):
         200,
         255,
     ]
-    jobs = await _run(tmp_path, *(["bash", "-c", f"exit {code}"] for code in codes), forks=4)
+    jobs = await run_jobs(tmp_path, *(["bash", "-c", f"exit {code}"] for code in codes), forks=4)
     assert [job.rc for job in jobs] == codes
     assert [job.outcome for job in jobs] == [
         JobOutcome.FAILED if code else JobOutcome.SUCCEEDED for code in codes
@@ -144,9 +138,9 @@ async def test_exit_codes_are_exact(tmp_path):
 
 
 @pytest.mark.parametrize("sig", ["TERM", "KILL", "SEGV", "INT", "HUP", "USR1", "ABRT"])
-async def test_a_death_by_signal_n_is_128_plus_n(tmp_path, sig):
+async def test_a_death_by_signal_n_is_128_plus_n(tmp_path, sig, run_jobs):
     number = signal.Signals[f"SIG{sig}"]
-    (job,) = await _run(tmp_path, ["bash", "-c", f"ulimit -c 0; kill -{sig} $$"])
+    (job,) = await run_jobs(tmp_path, ["bash", "-c", f"ulimit -c 0; kill -{sig} $$"])
     assert (job.rc, job.outcome, job.cause) == (128 + number, JobOutcome.FAILED, "SIGNAL")
     assert f"SIG{sig}" in job.reason
 

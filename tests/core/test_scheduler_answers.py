@@ -3,70 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import signal
 
 import pytest
 
-from xqute import JobCause, JobOutcome, JobStatus, Scheduler, Xqute
+from xqute import JobCause, JobOutcome, JobStatus, Xqute
 from xqute.scheduler import BackendState, Phase
 
 pytestmark = pytest.mark.usefixtures("job_processes")
 
 
-class ProcessScheduler(Scheduler):
-    """Runs the script by asyncio's own subprocesses."""
-
-    name = "process"
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.processes = {}
-
-    async def submit_job(self, job):
-        process = await asyncio.create_subprocess_exec(
-            "/bin/bash",
-            str(self.wrapped_job_script(job)),
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        self.processes[process.pid] = process
-        return process.pid
-
-    async def kill_job(self, job):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(int(job.jid), signal.SIGKILL)
-
-    async def job_is_running(self, job):
-        process = self.processes.get(int(job.jid))
-        return process is not None and process.returncode is None
-
-    async def close(self):
-        for process in self.processes.values():
-            await process.wait()
-
-
 # --- what their methods may say -----------------------------------------------------------------
 
 
-class Talker(ProcessScheduler):
-    """Its answers can be set by a test."""
+@pytest.fixture
+def talker(process_scheduler):
+    class Talker(process_scheduler):
+        """Its answers can be set by a test."""
 
-    name = "talker"
+        name = "talker"
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.first_recheck_s = 0.05
-        self.lost_grace_s = 0.2
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.first_recheck_s = 0.05
+            self.lost_grace_s = 0.2
 
-    async def job_is_running(self, job):
-        return self.answer(job)
+        async def job_is_running(self, job):
+            return self.answer(job)
+
+    return Talker
 
 
 async def test_an_exception_of_job_is_running_means_unknown_and_the_job_is_watched_on(
-    tmp_path, gate, until
+    tmp_path, gate, until, talker
 ):
     asked = []
 
@@ -74,7 +42,7 @@ async def test_an_exception_of_job_is_running_means_unknown_and_the_job_is_watch
         asked.append(job)
         raise OSError("the controller is down")
 
-    xq = Xqute(Talker, workdir=tmp_path, scheduler_opts={"recheck_interval": 0.05})
+    xq = Xqute(talker, workdir=tmp_path, scheduler_opts={"recheck_interval": 0.05})
     xq.scheduler.answer = answer
     job = await xq.put(gate.command("exit 3"))
     await until(lambda: len(asked) > 8)
@@ -84,8 +52,8 @@ async def test_an_exception_of_job_is_running_means_unknown_and_the_job_is_watch
     assert (job.outcome, job.rc) == (JobOutcome.FAILED, 3)
 
 
-async def test_a_job_that_is_gone_without_an_exit_code_is_lost(tmp_path, recorder):
-    class Vanishing(Talker):
+async def test_a_job_that_is_gone_without_an_exit_code_is_lost(tmp_path, recorder, talker):
+    class Vanishing(talker):
         async def submit_job(self, job):
             return 999999999
 
@@ -100,8 +68,8 @@ async def test_a_job_that_is_gone_without_an_exit_code_is_lost(tmp_path, recorde
     assert recorder.hooks()[-1] == "failed"
 
 
-async def test_a_lost_job_has_the_cause_that_the_backend_gives(tmp_path):
-    class Rebooted(Talker):
+async def test_a_lost_job_has_the_cause_that_the_backend_gives(tmp_path, talker):
+    class Rebooted(talker):
         async def submit_job(self, job):
             return 999999999
 
@@ -116,8 +84,8 @@ async def test_a_lost_job_has_the_cause_that_the_backend_gives(tmp_path):
     assert "node1 is new" in job.reason
 
 
-async def test_a_lost_job_is_not_tried_again_unless_asked_for(tmp_path):
-    class Vanishing(Talker):
+async def test_a_lost_job_is_not_tried_again_unless_asked_for(tmp_path, talker):
+    class Vanishing(talker):
         async def submit_job(self, job):
             if job.trial_count:
                 return await super().submit_job(job)
@@ -138,14 +106,14 @@ async def test_a_lost_job_is_not_tried_again_unless_asked_for(tmp_path):
 
 
 @pytest.mark.concurrency
-async def test_gone_is_not_believed_while_the_job_tells_otherwise(tmp_path, gate, until):
+async def test_gone_is_not_believed_while_the_job_tells_otherwise(tmp_path, gate, until, talker):
     asked = []
 
     def answer(job):
         asked.append(job)
         return False
 
-    xq = Xqute(Talker, workdir=tmp_path, scheduler_opts={"recheck_interval": 0.02}, forks=3)
+    xq = Xqute(talker, workdir=tmp_path, scheduler_opts={"recheck_interval": 0.02}, forks=3)
     xq.scheduler.answer = answer
     xq.scheduler.lost_grace_s = 1000
     jobs = [await xq.put(gate.command("exit 4")) for _ in range(3)]
@@ -155,8 +123,10 @@ async def test_gone_is_not_believed_while_the_job_tells_otherwise(tmp_path, gate
     assert [(job.outcome, job.rc) for job in jobs] == [(JobOutcome.FAILED, 4)] * 3
 
 
-async def test_a_job_that_the_backend_says_has_failed_before_running_has_failed(tmp_path, recorder):
-    class Rejecting(Talker):
+async def test_a_job_that_the_backend_says_has_failed_before_running_has_failed(
+    tmp_path, recorder, talker
+):
+    class Rejecting(talker):
         async def submit_job(self, job):
             return 999999999
 
@@ -175,8 +145,10 @@ async def test_a_job_that_the_backend_says_has_failed_before_running_has_failed(
     assert recorder.hooks()[-2:] == ["submitted", "failed"]
 
 
-async def test_a_kill_that_raises_does_not_keep_others_from_being_killed(tmp_path, until, caplog):
-    class Awkward(ProcessScheduler):
+async def test_a_kill_that_raises_does_not_keep_others_from_being_killed(
+    tmp_path, until, caplog, process_scheduler
+):
+    class Awkward(process_scheduler):
         name = "awkward"
         refuse = True
 
@@ -197,8 +169,8 @@ async def test_a_kill_that_raises_does_not_keep_others_from_being_killed(tmp_pat
     assert "the kill client crashed" in caplog.text
 
 
-async def test_a_submission_that_runs_the_job_to_its_end_is_heard(tmp_path):
-    class Blocking(ProcessScheduler):
+async def test_a_submission_that_runs_the_job_to_its_end_is_heard(tmp_path, process_scheduler):
+    class Blocking(process_scheduler):
         name = "blocking"
 
         async def submit_job(self, job):
@@ -213,10 +185,12 @@ async def test_a_submission_that_runs_the_job_to_its_end_is_heard(tmp_path):
 
 
 @pytest.mark.concurrency
-async def test_a_stop_while_a_submission_is_under_way_kills_the_job(tmp_path, until, job_processes):
+async def test_a_stop_while_a_submission_is_under_way_kills_the_job(
+    tmp_path, until, job_processes, process_scheduler
+):
     began = []
 
-    class Slow(ProcessScheduler):
+    class Slow(process_scheduler):
         name = "slow"
 
         async def submit_job(self, job):
@@ -233,10 +207,12 @@ async def test_a_stop_while_a_submission_is_under_way_kills_the_job(tmp_path, un
     await until(lambda: job_processes() == [])
 
 
-async def test_a_second_stop_does_not_wait_for_a_submission_that_hangs(tmp_path, until):
+async def test_a_second_stop_does_not_wait_for_a_submission_that_hangs(
+    tmp_path, until, process_scheduler
+):
     began = []
 
-    class Hung(ProcessScheduler):
+    class Hung(process_scheduler):
         name = "hung"
 
         async def submit_job(self, job):
@@ -252,10 +228,10 @@ async def test_a_second_stop_does_not_wait_for_a_submission_that_hangs(tmp_path,
     assert job.outcome is JobOutcome.CANCELLED
 
 
-async def test_submission_batch_bounds_the_submissions_at_once(tmp_path):
+async def test_submission_batch_bounds_the_submissions_at_once(tmp_path, process_scheduler):
     level, levels = [0], []
 
-    class Counting(ProcessScheduler):
+    class Counting(process_scheduler):
         name = "counting"
 
         async def submit_job(self, job):
@@ -276,8 +252,10 @@ async def test_submission_batch_bounds_the_submissions_at_once(tmp_path):
 # --- what they may override ---------------------------------------------------------------------
 
 
-async def test_the_engine_does_not_call_overridden_versions_of_the_single_job_methods(tmp_path):
-    class Overriding(ProcessScheduler):
+async def test_the_engine_does_not_call_overridden_versions_of_the_single_job_methods(
+    tmp_path, process_scheduler
+):
+    class Overriding(process_scheduler):
         name = "overriding"
 
         async def submit_job_and_update_status(self, job):
@@ -309,9 +287,9 @@ if [[ $rc == 0 ]]; then echo 6 >{d}/job.status; else echo 7 >{d}/job.status; fi
 
 @pytest.mark.parametrize(("command", "rc"), [("echo hi", 0), ("false", 1)])
 async def test_a_scheduler_with_a_script_of_its_own_is_believed_by_its_status_files(
-    tmp_path, command, rc
+    tmp_path, command, rc, process_scheduler
 ):
-    class OwnScript(ProcessScheduler):
+    class OwnScript(process_scheduler):
         name = "own"
 
         def wrap_job_script(self, job):

@@ -16,39 +16,6 @@ from xqute import JobOutcome, JobStatus, Scheduler, Xqute
 pytestmark = pytest.mark.usefixtures("job_processes")
 
 
-class ProcessScheduler(Scheduler):
-    """Runs the script by asyncio's own subprocesses."""
-
-    name = "process"
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.processes = {}
-
-    async def submit_job(self, job):
-        process = await asyncio.create_subprocess_exec(
-            "/bin/bash",
-            str(self.wrapped_job_script(job)),
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        self.processes[process.pid] = process
-        return process.pid
-
-    async def kill_job(self, job):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(int(job.jid), signal.SIGKILL)
-
-    async def job_is_running(self, job):
-        process = self.processes.get(int(job.jid))
-        return process is not None and process.returncode is None
-
-    async def close(self):
-        for process in self.processes.values():
-            await process.wait()
-
-
 class ClusterScheduler(Scheduler):
     """Submits by a client program that answers with a job id; the job is nobody's child."""
 
@@ -82,10 +49,11 @@ class ClusterScheduler(Scheduler):
         return stat.rpartition(") ")[2][0] != "Z"
 
 
-both = pytest.mark.parametrize("cls", [ProcessScheduler, ClusterScheduler])
+@pytest.fixture(params=["process", "cluster"])
+def cls(request, process_scheduler):
+    return process_scheduler if request.param == "process" else ClusterScheduler
 
 
-@both
 async def test_three_methods_are_enough_to_run_jobs(tmp_path, cls):
     xq = Xqute(cls, workdir=tmp_path, forks=4)
     for n in range(8):
@@ -96,7 +64,6 @@ async def test_three_methods_are_enough_to_run_jobs(tmp_path, cls):
     assert all((job.metadir / f"job.wrapped.{cls.name}").exists() for job in xq.jobs)
 
 
-@both
 async def test_the_end_of_a_job_is_heard_without_waiting_for_a_poll(tmp_path, cls):
     xq = Xqute(cls, workdir=tmp_path, scheduler_opts={"recheck_interval": 1000})
     xq.scheduler.first_recheck_s = 1000
@@ -106,7 +73,6 @@ async def test_the_end_of_a_job_is_heard_without_waiting_for_a_poll(tmp_path, cl
     assert {job.outcome for job in xq.jobs} == {JobOutcome.SUCCEEDED}
 
 
-@both
 async def test_hooks_come_in_order(tmp_path, cls, recorder):
     xq = Xqute(cls, workdir=tmp_path, plugins=[recorder], error_strategy="retry", num_retries=1)
     await xq.put("false")
@@ -115,7 +81,6 @@ async def test_hooks_come_in_order(tmp_path, cls, recorder):
     assert recorder.hooks() == ["init", *attempt, *attempt]
 
 
-@both
 @pytest.mark.concurrency
 async def test_cancel_kills_their_jobs(tmp_path, cls, until, job_processes):
     xq = Xqute(cls, workdir=tmp_path, forks=2)
@@ -132,7 +97,6 @@ async def test_cancel_kills_their_jobs(tmp_path, cls, until, job_processes):
     await until(lambda: job_processes() == [])
 
 
-@both
 async def test_a_timeout_is_kept_for_them(tmp_path, cls):
     xq = Xqute(cls, workdir=tmp_path)
     job = await xq.feed("sleep 60", timeout=0.3)
@@ -140,7 +104,6 @@ async def test_a_timeout_is_kept_for_them(tmp_path, cls):
     assert job.outcome is JobOutcome.TIMEOUT
 
 
-@both
 async def test_the_jid_is_what_submit_job_gave(tmp_path, cls):
     xq = Xqute(cls, workdir=tmp_path)
     job = await xq.put("true")
