@@ -49,6 +49,25 @@ def pytest_runtest_setup(item):
             pytest.skip(reason)
 
 
+def _fail_in_ci(report):
+    """A skip for want of a module (`pytest.importorskip`) is a failure in CI."""
+    reason = report.longrepr[2] if report.skipped and isinstance(report.longrepr, tuple) else ""
+    if "could not import" in reason and os.environ.get("CI") == "true":
+        report.outcome = "failed"
+        report.longrepr = f"{reason.removeprefix('Skipped: ')}; in CI that is a failure"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report():
+    return _fail_in_ci((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    return _fail_in_ci((yield))
+
+
 @pytest.fixture(autouse=True)
 def seed(request):
     """An int of each test and round its own, the same again with --seed; `random` has it too."""
