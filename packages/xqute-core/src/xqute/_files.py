@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 
-__all__ = ["make_dir", "read_text", "write_text"]
+__all__ = ["check_way", "make_dir", "make_private", "read_text", "write_text"]
+
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def write_text(path: str, text: str, mode: int = 0o600) -> None:
@@ -46,15 +50,86 @@ def read_text(path: str, limit_bytes: int = 65536) -> str | None:
 
 
 def make_dir(path: str) -> None:
-    """Make a folder that only the user can enter, with its parents; what is there stays.
+    """Make a folder that only the user can enter, with its parents.
+
+    One that is there is taken if it is the user's own; from then on nobody else may write there.
 
     Raises:
-        OSError: If it cannot be made, or something else has its name.
+        OSError: If it cannot be made, or what has its name is somebody else's, or no folder.
     """
     try:
         os.mkdir(path, 0o700)
     except FileExistsError:
-        if not os.path.isdir(path):
-            raise
+        _take_dir(path)
     except FileNotFoundError:
-        os.makedirs(path, 0o700, exist_ok=True)
+        parent = os.path.dirname(path)
+        if parent in ("", path):
+            raise
+        make_dir(parent)
+        make_dir(path)
+
+
+def _take_dir(path: str) -> None:
+    about = os.lstat(path)
+    if not stat.S_ISDIR(about.st_mode):
+        what = "a symbolic link" if stat.S_ISLNK(about.st_mode) else "no folder"
+        raise NotADirectoryError(errno.ENOTDIR, f"It is {what}", path)
+    # A file server, or a container, may give files another owner than their maker.
+    if about.st_uid not in (os.geteuid(), _uid_of_new(os.path.dirname(path))):
+        raise PermissionError(errno.EPERM, f"It belongs to {_user(about.st_uid)}", path)
+    if about.st_mode & _OTHERS_WRITE:
+        os.chmod(path, stat.S_IMODE(about.st_mode) & ~_OTHERS_WRITE)
+
+
+def make_private(path: str) -> None:
+    """Have nobody but the user enter a folder that is the user's.
+
+    Raises:
+        OSError: If that cannot be.
+    """
+    if os.stat(path).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        os.chmod(path, stat.S_IRWXU)
+
+
+def check_way(path: str) -> None:
+    """Make sure that nobody else has a say in where `path` leads to, by way of a shared folder.
+
+    Whoever may write to a sticky folder, as all may to /tmp, can make there what others will come
+    to use. So what is found in one must belong to this user, to root, or to the folder's owner.
+    (Links are followed by the same rule under Linux's ``protected_symlinks``.)
+
+    Raises:
+        PermissionError: If it does not.
+    """
+    for way in {os.path.abspath(path), os.path.realpath(path)}:
+        parts = way.split("/")
+        for n in range(1, len(parts)):
+            parent, here = "/".join(parts[:n]) or "/", "/".join(parts[: n + 1])
+            try:
+                folder, about = os.stat(parent), os.lstat(here)
+            except FileNotFoundError:
+                break
+            is_shared = folder.st_mode & stat.S_ISVTX and folder.st_mode & _OTHERS_WRITE
+            if is_shared and about.st_uid not in (os.geteuid(), 0, folder.st_uid):
+                why = f"In {parent}, which others may write to, it belongs to {_user(about.st_uid)}"
+                raise PermissionError(errno.EPERM, why, here)
+
+
+def _uid_of_new(folder: str) -> int:
+    """Whom the file system gives what this process makes in a folder."""
+    import tempfile
+
+    probe = tempfile.mkdtemp(prefix=".xqute-", dir=folder)
+    try:
+        return os.lstat(probe).st_uid
+    finally:
+        os.rmdir(probe)
+
+
+def _user(uid: int) -> str:
+    import pwd
+
+    try:
+        return f"user {pwd.getpwuid(uid).pw_name}"
+    except KeyError:
+        return f"user {uid}"

@@ -264,7 +264,7 @@ def _read(path: str) -> bytes:
 
 
 def _write(path: str, text: str, flags: int) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | flags, 0o666)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600)
     try:
         os.write(fd, text.encode())
     finally:
@@ -274,7 +274,7 @@ def _write(path: str, text: str, flags: int) -> None:
 def _claim(path: str, line: str) -> bool:
     """Create the file exclusively and say `line` in it. False: it is there already."""
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
         return False
     # Created is claimed: a disk too full for the line does not give the claim back.

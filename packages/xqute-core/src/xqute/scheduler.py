@@ -15,6 +15,7 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from . import _files
 from ._checks import check_count, check_seconds
 from .defaults import (
     DEFAULT_ERROR_STRATEGY,
@@ -571,3 +572,7 @@ def _check_workdir(workdir: str) -> None:
         raise WorkdirError(f"The workdir {workdir} cannot be used: {there} is not a folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise WorkdirError(f"The workdir {workdir} cannot be used: {there} is not writable")
+    try:
+        _files.check_way(there)
+    except PermissionError as exc:
+        raise WorkdirError(f"The workdir {workdir} cannot be used: {exc}") from exc

@@ -331,13 +331,19 @@ class Xqute:
     def _is_stopping(self) -> bool:
         return self._engine is not None and self._engine.is_stopping
 
-    def _stop(self, sig: signal.Signals | None = None, *, at_once: bool = False) -> None:
+    def leave_workdir(self) -> None:
+        """Submit nothing more, and let what runs run: another run has taken the workdir over."""
+        self._stop(kill=False)
+
+    def _stop(
+        self, sig: signal.Signals | None = None, *, at_once: bool = False, kill: bool = True
+    ) -> None:
         self._keep_feeding = False
         self._is_closing = self._was_stopped = True
         if self._engine is not None and at_once:
             self._engine.stop_at_once()
         elif self._engine is not None:
-            self._engine.stop(kill=self._shut_down(sig))
+            self._engine.stop(kill=kill and self._shut_down(sig))
         self._progress.set()
 
     def on_stop_signal(self, sig: signal.Signals) -> None:

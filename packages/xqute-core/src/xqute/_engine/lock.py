@@ -1,71 +1,117 @@
-"""One run owns a workdir: the lock, and who holds it."""
+"""One run owns a workdir: taking it for a run, keeping it while the run lasts, giving it back."""
 
 from __future__ import annotations
 
-import fcntl
+import asyncio
 import os
-import socket
-import time
 from typing import Protocol
 
 from .. import _files
+from .._ownership import BEAT_S, Ownership
 from ..errors import WorkdirError, WorkdirLockedError
+from ..utils import logger
 
 __all__ = ["WorkdirLock"]
 
 
 class _Owner(Protocol):
-    def is_abandoned(self) -> bool: ...
+    def is_abandoned(self) -> bool:
+        """Whether its event loop is gone, so that it can never end by itself."""
+
+    def leave_workdir(self) -> None:
+        """Be told that the workdir belongs to another run now."""
 
 
 class WorkdirLock:
-    """An advisory lock on ``<workdir>/.run/lock``; the system drops it when its holder dies.
+    """Makes a run the owner of a workdir; see `_ownership` for what that is worth where.
 
-    The file stays, with the last holder's host, process and time in it, for the error message.
+    A process that is forked while a run is at work does not own its workdir, whatever it closes.
+
+    Args:
+        run_dir: ``<workdir>/.run``. Different names of one folder are one workdir.
+        owner: The run.
     """
 
     #: The holders of this process, so that one whose event loop is gone does not block the next.
-    _held: dict[str, WorkdirLock] = {}  # noqa: RUF012  # one for the process, on purpose
+    _held: dict[tuple[int, int], WorkdirLock] = {}  # noqa: RUF012  # one for the process, on purpose
 
     def __init__(self, run_dir: str, owner: _Owner) -> None:
-        self._path = f"{run_dir}/lock"
+        self._run_dir = run_dir
         self._owner = owner
-        self._fd: int | None = None
+        self._ownership: Ownership | None = None
+        self._key = (0, 0)
+        self._timer: asyncio.TimerHandle | None = None
 
     def acquire(self) -> None:
-        """Take the lock.
+        """Take the workdir, and give signs of life while the event loop runs that runs now.
 
         Raises:
             WorkdirLockedError: If another run has it; the message names that run.
-            WorkdirError: If the workdir cannot be written.
+            WorkdirError: If the workdir cannot be written, or is not safe from other users.
         """
-        key = os.path.realpath(self._path)
-        holder = self._held.get(key)
-        if holder is not None and holder._owner.is_abandoned():
-            holder.release()
         try:
-            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            folder = f"{self._run_dir}/owner"
+            _files.make_dir(folder)
+            _files.make_private(self._run_dir)
+            _files.check_way(self._run_dir)
+            about = os.stat(folder)
+            self._key = (about.st_dev, about.st_ino)
+            holder = self._held.get(self._key)
+            if holder is not None and holder._owner.is_abandoned():
+                holder.release()
+            self._ownership = Ownership.take(folder)
+        except WorkdirLockedError:
+            raise
         except OSError as exc:
             raise WorkdirError(exc.errno, f"The workdir cannot be used: {exc}") from exc
+        self._held[self._key] = self
+        self._beat_later()
+
+    def _beat_later(self) -> None:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            who = _files.read_text(self._path) or "an unknown process"
-            workdir = os.path.dirname(os.path.dirname(self._path))
-            raise WorkdirLockedError(
-                f"Another run is at work in {workdir}: {who.strip()}"
-            ) from None
-        os.ftruncate(fd, 0)
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        os.write(fd, f"pid {os.getpid()} on {socket.gethostname()} since {since}\n".encode())
-        self._fd = fd
-        self._held[key] = self
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        self._timer = loop.call_later(BEAT_S, self._beat)
+
+    def _beat(self) -> None:
+        if self._ownership is None:
+            return
+        try:
+            is_ours = self._ownership.beat()
+        except OSError as exc:
+            logger.warning("%s: no sign of life can be left there: %s", self._run_dir, exc)
+            is_ours = True
+        if is_ours:
+            self._beat_later()
+        else:
+            logger.error("%s was taken over: nothing more is submitted", self._run_dir)
+            self._owner.leave_workdir()
 
     def release(self) -> None:
-        """Give the lock back, if it is held."""
-        if self._fd is None:
+        """Give the workdir back, if it is held."""
+        if self._ownership is None:
             return
-        os.close(self._fd)
-        self._fd = None
-        self._held.pop(os.path.realpath(self._path), None)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._held.pop(self._key, None)
+        ownership, self._ownership = self._ownership, None
+        try:
+            ownership.release()
+        except OSError as exc:
+            # Whoever comes next finds that this process is gone.
+            logger.warning("%s: its owner's record stays: %s", self._run_dir, exc)
+
+    def _forget(self) -> None:
+        if self._ownership is not None:
+            self._ownership.forget()
+            self._ownership = None
+
+    @classmethod
+    def _forget_all(cls) -> None:
+        for lock in cls._held.values():
+            lock._forget()
+        cls._held.clear()
+
+
+os.register_at_fork(after_in_child=WorkdirLock._forget_all)

@@ -72,7 +72,8 @@ class EventSpool:
         """Make one fresh listing and tell what is in it."""
         probe = f"{self._folder}/.probe-{os.getpid()}"
         try:
-            os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            os.close(os.open(probe, flags, 0o600))
             os.unlink(probe)
         except OSError as exc:
             logger.debug("No fresh listing of %s: %s", self._folder, exc)

@@ -17,6 +17,7 @@ from .report import EXIT_BACKEND, EXIT_BROKEN_PIPE, EXIT_USAGE
 from .run import run
 from .schedulers import schedulers
 from .status import status
+from .unlock import unlock
 from .words import describe_error
 
 __all__ = ["main"]
@@ -43,7 +44,7 @@ def _xqute() -> None:
     """Run commands as jobs: thousands of them, and know what happened to every one."""
 
 
-for _command in (run, status, logs, schedulers, doctor):
+for _command in (run, status, logs, unlock, schedulers, doctor):
     _xqute.add_command(_command)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from .. import _files, _protocol
+from .._ownership import find_holder
 from ..defaults import RC_LOST, RC_NOT_SUBMITTED
 from ..errors import WorkdirError
 
@@ -118,21 +119,15 @@ def read_job(run_dir: str, index: int) -> JobFiles:
 
 
 def owner_of(run_dir: str) -> str | None:
-    """Tell who is at work in a run, in the words of its lock; None: nobody, or it is unknown.
+    """Tell who is at work in a run, in words; None: nobody, or it is unknown.
 
-    The lock is only looked at: to try it would keep a run from starting in that moment.
+    It is only looked at: to try to take it would keep a run from starting in that moment.
     """
-    path = f"{run_dir}/.run/lock"
     try:
-        about = os.stat(path)
-        with open("/proc/locks", encoding="ascii") as file:
-            locks = file.read().split("\n")
+        holder = find_holder(f"{run_dir}/.run/owner")
     except OSError:
         return None
-    where = f"{os.major(about.st_dev):02x}:{os.minor(about.st_dev):02x}:{about.st_ino}"
-    if not any("FLOCK" in lock and where in lock.split() for lock in locks):
-        return None
-    return (_files.read_text(path) or "").strip() or "an unknown process"
+    return None if holder is None or holder.is_dead(has_flock=False) else str(holder)
 
 
 def _as_int(text: str | None) -> int | None:
