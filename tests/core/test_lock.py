@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from xqute import JobOutcome, WorkdirLockedError, Xqute, _ownership, _protocol
+from xqute import WorkdirLockedError, Xqute, _ownership, _protocol
 from xqute._engine import lock as lock_module
 from xqute._engine.lock import WorkdirLock
 from xqute._ownership import STALE_S, Ownership, find_holder
@@ -94,7 +94,7 @@ class Run:
     def is_abandoned(self):
         return self.abandoned
 
-    def leave_workdir(self):
+    def on_workdir_lost(self):
         self.left.append(True)
 
 
@@ -243,6 +243,7 @@ def test_a_record_that_says_nothing_counts_until_it_is_old(folder, with_flock):
         "a b c",
         "h b n 0 1 1 -\n",
         "h b n 12 1 1\n",
+        "h\x1b[1m b n 12 1 1 -\n",
         "h b n 12 1 1 flock more\n",
         "h b n x 1 1 -\n",
         "\0" * 40,
@@ -400,19 +401,21 @@ async def test_a_sign_of_life_that_cannot_be_left_is_tried_again(
 
 
 @pytest.mark.usefixtures("job_processes")
-async def test_a_run_whose_workdir_was_taken_over_submits_nothing_more_and_kills_nothing(
+async def test_a_run_whose_workdir_was_taken_over_ends_and_leaves_its_jobs_to_the_other(
     tmp_path, gate, monkeypatch, until, caplog
 ):
     monkeypatch.setattr(lock_module, "BEAT_S", 0.005)
     xq = Xqute(workdir=tmp_path / "w")
-    running, waiting = [await xq.put(gate.command("exit 3")) for _ in range(2)]
+    running, waiting = [await xq.put(gate.command(f"exit {n}")) for n in (3, 4)]
     await until(running.status_file.exists)
     other = Ownership.take(str(tmp_path / "w" / ".run" / "owner"), force=True)
-    await asyncio.wait_for(waiting.wait(), 10)
-    assert waiting.outcome is JobOutcome.CANCELLED
-    gate.open()
     await asyncio.wait_for(xq.run_until_complete(), 10)
-    assert (running.outcome, running.rc) == (JobOutcome.FAILED, 3)
+    assert (running.outcome, waiting.outcome) == (None, None)
     assert "was taken over" in caplog.text
     assert other.beat()
     other.release()
+    successor = Xqute(workdir=tmp_path / "w", forks=2)
+    jobs = [await successor.put(gate.command(f"exit {n}")) for n in (3, 4)]
+    gate.open()
+    await asyncio.wait_for(successor.run_until_complete(), 10)
+    assert [(job.rc, job.adopted) for job in jobs] == [(3, True), (4, False)]

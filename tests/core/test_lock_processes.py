@@ -58,7 +58,8 @@ while won < int(sys.argv[3]):
     else:  # as one that dies: the record of a process that is no more
         for name in os.listdir(folder):
             if name.startswith("held."):
-                dead = open(f"{folder}/{name}").read().split()
+                with open(f"{folder}/{name}") as file:
+                    dead = file.read().split()
                 dead[3] = str(2**22 + 1)
                 with open(f"{folder}/.dead", "w") as file:
                     file.write(" ".join(dead) + chr(10))

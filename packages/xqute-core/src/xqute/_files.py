@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import suppress
 
 __all__ = ["check_way", "make_dir", "make_private", "read_text", "write_text"]
 
@@ -58,37 +59,48 @@ def make_dir(path: str) -> None:
         OSError: If it cannot be made, or what has its name is somebody else's, or no folder.
     """
     try:
-        os.mkdir(path, 0o700)
+        _mkdir(path)
     except FileExistsError:
         _take_dir(path)
+
+
+def _mkdir(path: str) -> None:
+    try:
+        os.mkdir(path, 0o700)
     except FileNotFoundError:
         parent = os.path.dirname(path)
         if parent in ("", path):
             raise
-        make_dir(parent)
-        make_dir(path)
+        with suppress(FileExistsError):  # it has come to be just now, or can have no folders in it
+            _mkdir(parent)
+        os.mkdir(path, 0o700)
 
 
 def _take_dir(path: str) -> None:
     about = os.lstat(path)
     if not stat.S_ISDIR(about.st_mode):
         what = "a symbolic link" if stat.S_ISLNK(about.st_mode) else "no folder"
-        raise NotADirectoryError(errno.ENOTDIR, f"It is {what}", path)
+        raise FileExistsError(errno.EEXIST, f"It is {what}", path)
     # A file server, or a container, may give files another owner than their maker.
     if about.st_uid not in (os.geteuid(), _uid_of_new(os.path.dirname(path))):
         raise PermissionError(errno.EPERM, f"It belongs to {_user(about.st_uid)}", path)
-    if about.st_mode & _OTHERS_WRITE:
-        os.chmod(path, stat.S_IMODE(about.st_mode) & ~_OTHERS_WRITE)
+    _allow_at_most(path, about.st_mode, ~_OTHERS_WRITE)
 
 
 def make_private(path: str) -> None:
     """Have nobody but the user enter a folder that is the user's.
 
     Raises:
-        OSError: If that cannot be.
+        OSError: If it is not there.
     """
-    if os.stat(path).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        os.chmod(path, stat.S_IRWXU)
+    _allow_at_most(path, os.stat(path).st_mode, stat.S_IRWXU)
+
+
+def _allow_at_most(path: str, mode: int, most: int) -> None:
+    wanted = stat.S_IMODE(mode) & most
+    if wanted != stat.S_IMODE(mode):
+        with suppress(OSError):  # file systems that know no modes give every folder the same
+            os.chmod(path, wanted)
 
 
 def check_way(path: str) -> None:
@@ -109,7 +121,8 @@ def check_way(path: str) -> None:
                 folder, about = os.stat(parent), os.lstat(here)
             except FileNotFoundError:
                 break
-            is_shared = folder.st_mode & stat.S_ISVTX and folder.st_mode & _OTHERS_WRITE
+            is_sticky = folder.st_mode & stat.S_ISVTX
+            is_shared = is_sticky and folder.st_mode & _OTHERS_WRITE
             if is_shared and about.st_uid not in (os.geteuid(), 0, folder.st_uid):
                 why = f"In {parent}, which others may write to, it belongs to {_user(about.st_uid)}"
                 raise PermissionError(errno.EPERM, why, here)

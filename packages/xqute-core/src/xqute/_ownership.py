@@ -35,8 +35,10 @@ BEAT_S: Final = 5.0
 STALE_S: Final = 60.0
 
 _ENTRY: Final = r"(held|free)\.([1-9][0-9]{0,17})"
+_WORD: Final = r"([!-~]+)"
 _RECORD: Final = (
-    r"(\S+) (\S+) (\S+) ([1-9][0-9]{0,9}) (-|0|[1-9][0-9]{0,19}) ([0-9]{1,12}) (flock|-)\n"
+    rf"{_WORD} {_WORD} {_WORD} "
+    r"([1-9][0-9]{0,9}) (-|0|[1-9][0-9]{0,19}) ([0-9]{1,12}) (flock|-)\n"
 )
 _RECORD_BYTES: Final = 1024
 _UNKNOWN: Final = "a process that has not said who it is"

@@ -122,6 +122,7 @@ class Xqute:
         self._news = asyncio.Event()
         self._engine: Engine | None = None
         self._task: asyncio.Task[None] | None = None
+        self._detaching: asyncio.Task[None] | None = None
         self._keep_feeding = False
         self._is_closing = False
         self._was_stopped = False
@@ -331,19 +332,13 @@ class Xqute:
     def _is_stopping(self) -> bool:
         return self._engine is not None and self._engine.is_stopping
 
-    def leave_workdir(self) -> None:
-        """Submit nothing more, and let what runs run: another run has taken the workdir over."""
-        self._stop(kill=False)
-
-    def _stop(
-        self, sig: signal.Signals | None = None, *, at_once: bool = False, kill: bool = True
-    ) -> None:
+    def _stop(self, sig: signal.Signals | None = None, *, at_once: bool = False) -> None:
         self._keep_feeding = False
         self._is_closing = self._was_stopped = True
         if self._engine is not None and at_once:
             self._engine.stop_at_once()
         elif self._engine is not None:
-            self._engine.stop(kill=kill and self._shut_down(sig))
+            self._engine.stop(kill=self._shut_down(sig))
         self._progress.set()
 
     def on_stop_signal(self, sig: signal.Signals) -> None:
@@ -377,6 +372,10 @@ class Xqute:
             await self._engine.detach()
             self._progress.set()
             await asyncio.wait([self._task])
+
+    def on_workdir_lost(self) -> None:
+        """Let go of the workdir, which another run has taken over, and of all jobs."""
+        self._detaching = self._loop.create_task(self.detach())
 
     # --- the run -------------------------------------------------------------------------------
 

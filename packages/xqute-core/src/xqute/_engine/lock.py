@@ -18,8 +18,8 @@ class _Owner(Protocol):
     def is_abandoned(self) -> bool:
         """Whether its event loop is gone, so that it can never end by itself."""
 
-    def leave_workdir(self) -> None:
-        """Be told that the workdir belongs to another run now."""
+    def on_workdir_lost(self) -> None:
+        """Hear that another run has taken the workdir over."""
 
 
 class WorkdirLock:
@@ -51,9 +51,11 @@ class WorkdirLock:
         """
         try:
             folder = f"{self._run_dir}/owner"
-            _files.make_dir(folder)
-            _files.make_private(self._run_dir)
             _files.check_way(self._run_dir)
+            _files.make_dir(self._run_dir)
+            _files.make_private(self._run_dir)
+            _files.make_dir(folder)
+            _files.check_way(self._run_dir)  # of what somebody may have made in between
             about = os.stat(folder)
             self._key = (about.st_dev, about.st_ino)
             holder = self._held.get(self._key)
@@ -85,8 +87,8 @@ class WorkdirLock:
         if is_ours:
             self._beat_later()
         else:
-            logger.error("%s was taken over: nothing more is submitted", self._run_dir)
-            self._owner.leave_workdir()
+            logger.error("%s was taken over: this run leaves it, and its jobs", self._run_dir)
+            self._owner.on_workdir_lost()
 
     def release(self) -> None:
         """Give the workdir back, if it is held."""

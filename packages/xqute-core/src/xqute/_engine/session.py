@@ -6,8 +6,6 @@ import asyncio
 import signal
 from typing import Any, Protocol
 
-from .. import _files
-from ..errors import WorkdirError
 from ..job import Job
 from ..plugin import HookTable
 from ..scheduler import Scheduler
@@ -34,6 +32,9 @@ class Owner(Protocol):
 
     def on_stop_signal(self, sig: signal.Signals) -> None:
         """Hear of a signal that is to stop the run."""
+
+    def on_workdir_lost(self) -> None:
+        """Hear that another run has taken the workdir over."""
 
 
 class Session:
@@ -64,10 +65,6 @@ class Session:
             WorkdirError: If the workdir cannot be used; `WorkdirLockedError`: another run has it.
         """
         run_dir = f"{scheduler.workdir}/.run"
-        try:
-            _files.make_dir(run_dir)
-        except OSError as exc:
-            raise WorkdirError(exc.errno, f"The workdir cannot be used: {exc}") from exc
         lock = WorkdirLock(run_dir, owner)
         lock.acquire()
         journal = None

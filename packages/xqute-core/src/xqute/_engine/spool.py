@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from .. import _files
 from .._protocol import Event, parse_event_name
+from ..errors import WorkdirError
 from ..utils import logger
 
 __all__ = ["EventSpool"]
@@ -46,9 +47,12 @@ class EventSpool:
         """Begin to watch; events that are there already are told, too.
 
         Raises:
-            OSError: If the folder cannot be made.
+            WorkdirError: If the folder cannot be made.
         """
-        _files.make_dir(self._folder)
+        try:
+            _files.make_dir(self._folder)
+        except OSError as exc:
+            raise WorkdirError(exc.errno, f"The workdir cannot be used: {exc}") from exc
         self._loop = asyncio.get_running_loop()
         self._inotify = _open_inotify(self._folder)
         if self._inotify is not None:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import click
 
+from .. import _files
 from ..defaults import JOBCMD_WRAPPER_LANG, JobOutcome
 from ..schedulers import installed_schedulers
 from ..xqute import run as run_jobs
@@ -125,21 +126,33 @@ def _look_at_inotify() -> Finding:
 
 
 def _look_at_workdir(workdir: str) -> Finding:
-    os.makedirs(workdir, exist_ok=True)
+    if not os.path.isdir(workdir):
+        _files.make_dir(workdir)
+    _files.check_way(workdir)
     with tempfile.TemporaryDirectory(prefix=".xqute-doctor-", dir=workdir) as folder:
         path = f"{folder}/claim"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         fd = os.open(path, flags, 0o600)
         try:
             os.write(fd, b"x")
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locks = _locks(fd)
         finally:
             os.close(fd)
         try:
             os.close(os.open(path, flags, 0o600))
         except FileExistsError:
-            return Finding("ok", f"{os.path.abspath(workdir)}: writable, exclusive creation, locks")
+            return Finding(
+                "ok", f"{os.path.abspath(workdir)}: writable, exclusive creation, {locks}"
+            )
         return Finding("bad", "two could create one file exclusively: a job might be started twice")
+
+
+def _locks(fd: int) -> str:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        return f"no locks ({exc.strerror}): a run on another host counts as dead after a minute"
+    return "locks"
 
 
 def _run_a_job(workdir: str) -> Finding:

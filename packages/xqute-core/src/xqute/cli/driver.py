@@ -22,7 +22,7 @@ from .output import File, Output
 from .report import Account, job_record
 from .runs import mark_latest, new_run_dir
 from .settings import Settings
-from .words import describe_error
+from .words import count, describe_error
 
 __all__ = ["Driver"]
 
@@ -83,6 +83,9 @@ class Driver:
             wall_s = time.monotonic() - began_s
             account = self._account
             account.error = self._raise_or_tell(feeder) or account.error
+            if self._open and not account.error:
+                n_left = count(len(self._open), "job is", "jobs are")
+                account.error = f"{n_left} left to whoever has taken the workdir over"
             account.stopped_by = xq.stop_signal
             account.n_unfed = self._commands.n_known - self._n_fed - self._n_invalid
             if output is not None:

@@ -23,8 +23,7 @@ def unlock(workdir: str | None, force: bool) -> int:
 
     A run that has died on this machine locks nobody out. One on another machine does for a minute:
     its owner is watched for a few seconds, and if it leaves no sign of life the workdir is freed.
-    One whose owner is alive is only freed by --force; that run then submits nothing more, and what
-    it has submitted runs on.
+    One whose owner is alive is only freed by --force: that run then ends, and its jobs run on.
     """
     run_dir = find_run(workdir)
     folder = f"{run_dir}/.run/owner"
