@@ -118,6 +118,7 @@ def test_what_is_found_is_who_has_it(folder, with_flock):
     assert holder.owner[:4] == (HOST, BOOT, PIDS, os.getpid())
     assert holder.owner.start_ticks == _protocol.process_start_ticks(os.getpid())
     assert before_s <= holder.owner.since_s <= time.time()
+    assert holder.age_s < STALE_S
     assert not holder.is_dead(has_flock=False)
     ownership.release()
 
@@ -136,6 +137,15 @@ def test_a_record_that_cannot_be_written_is_no_ownership(folder, with_flock, mon
     monkeypatch.undo()
     assert names(folder) == []
     assert is_free(folder)
+
+
+def test_a_release_unlocks_whoever_else_has_the_descriptor(folder):
+    """As a process that a library forked off without Python's knowledge."""
+    ownership = Ownership.take(str(folder))
+    copy = os.dup(ownership._flock)
+    ownership.release()
+    assert is_free(folder)
+    os.close(copy)
 
 
 def test_a_release_that_cannot_be_written_down_unlocks_all_the_same(folder, monkeypatch):
@@ -212,9 +222,9 @@ def test_a_record_of_another_container_is_judged_by_flock_or_by_its_age(
     folder, leave_record, with_flock
 ):
     """Same kernel, other process ids: nobody is to be found here under this one."""
-    leave_record(host="container", namespace="pid:[1]", age_s=5)
+    leave_record(namespace="pid:[1]", age_s=5)
     assert is_free(folder) is with_flock
-    leave_record(host="container", namespace="pid:[1]", age_s=STALE_S + 5, number=7)
+    leave_record(namespace="pid:[1]", age_s=STALE_S + 5, number=7)
     assert is_free(folder)
 
 
@@ -291,6 +301,22 @@ def test_who_was_asleep_after_looking_gets_nothing_that_others_have_had_since(
         late = Ownership.take(str(folder))
         assert names(folder) == ["held.3"]
         late.release()
+
+
+def test_a_lock_on_a_file_that_was_replaced_meanwhile_is_none(folder, monkeypatch):
+    """Who opens the file just before --force replaces it, and locks it just after."""
+    flock, owners = fcntl.flock, []
+
+    def late_flock(fd, operation):
+        if not owners:
+            owners.append(None)
+            (folder / "flock").unlink()
+            owners.append(Ownership.take(str(folder)))
+        flock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late_flock)
+    assert not is_free(folder)
+    owners[1].release()
 
 
 def test_an_owner_that_was_given_up_notices_and_takes_nothing_back(folder, with_flock):

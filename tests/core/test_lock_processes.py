@@ -201,8 +201,9 @@ if not child:
     lock.release()
     try:
         WorkdirLock(os.path.dirname(folder), Run()).acquire()
+        print("false", flush=True)
     except WorkdirLockedError:
-        print(json.dumps(True), flush=True)
+        print("true", flush=True)
     os.close(from_parent)
     os.read(to_child, 1)
     os._exit(0)
