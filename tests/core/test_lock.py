@@ -303,6 +303,21 @@ def test_who_was_asleep_after_looking_gets_nothing_that_others_have_had_since(
         late.release()
 
 
+def test_who_is_overtaken_while_it_says_who_it_is_gets_nothing(folder, monkeypatch, with_flock):
+    """Somebody has a higher number, and has removed the lower ones."""
+    write_record, owners = _ownership._write_record, []
+
+    def slow_write_record(fd, has_flock):
+        monkeypatch.setattr(_ownership, "_write_record", write_record)
+        write_record(fd, has_flock=has_flock)
+        owners.append(Ownership.take(str(folder), force=True))
+
+    monkeypatch.setattr(_ownership, "_write_record", slow_write_record)
+    assert not is_free(folder)
+    assert owners[0].beat()
+    owners[0].release()
+
+
 def test_a_lock_on_a_file_that_was_replaced_meanwhile_is_none(folder, monkeypatch):
     """Who opens the file just before --force replaces it, and locks it just after."""
     flock, owners = fcntl.flock, []

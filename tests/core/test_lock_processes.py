@@ -43,6 +43,8 @@ while line:
 
 CROWD = """
 inside = os.path.dirname(folder) + "/inside"
+print('"ready"', flush=True)
+sys.stdin.readline()
 won = refused = 0
 while won < int(sys.argv[3]):
     try:
@@ -56,14 +58,13 @@ while won < int(sys.argv[3]):
     if won % 3:
         owner.release()
     else:  # as one that dies: the record of a process that is no more
-        for name in os.listdir(folder):
-            if name.startswith("held."):
-                with open(f"{folder}/{name}") as file:
-                    dead = file.read().split()
-                dead[3] = str(2**22 + 1)
-                with open(f"{folder}/.dead", "w") as file:
-                    file.write(" ".join(dead) + chr(10))
-                os.rename(f"{folder}/.dead", f"{folder}/{name}")
+        path = f"{folder}/held.{owner._number}"
+        with open(path) as file:
+            words = file.read().split()
+        words[3] = str(2**22 + 1)
+        with open(f"{folder}/.dead", "w") as file:
+            file.write(" ".join(words) + chr(10))
+        os.rename(f"{folder}/.dead", path)
         owner.forget()
 print(json.dumps([won, refused]))
 """
@@ -150,9 +151,12 @@ def test_of_two_that_begin_at_once_one_gets_it_and_the_other_hears_from_whom(
 
 @pytest.mark.concurrency
 def test_never_are_two_of_many_in_it_at_once(start):
-    crowd = [start(CROWD, 200) for _ in range(3)]
+    crowd = [start(CROWD, 120, stdin=subprocess.PIPE) for _ in range(3)]
+    assert [hear(driver.process) for driver in crowd] == ["ready"] * 3
+    for driver in crowd:
+        ask(driver.process)
     results = [driver.finish() for driver in crowd]
-    assert [won for won, _ in results] == [200] * 3
+    assert [won for won, _ in results] == [120] * 3
     assert sum(refused for _, refused in results) > 0, "there was no race"
 
 

@@ -134,7 +134,7 @@ class Ownership:
         """
         flock, has_flock = _take_flock(folder, force=force)
         try:
-            number = _take_record(folder, has_flock=has_flock, force=force)
+            number = _take_record(folder, flock, has_flock=has_flock, force=force)
         except BaseException:
             os.close(flock)
             raise
@@ -230,8 +230,7 @@ def _take_flock(folder: str, *, force: bool) -> tuple[int, bool]:
             if not force:
                 os.close(fd)
                 raise _locked_error(folder, _await_holder(folder)) from None
-            with suppress(FileNotFoundError):
-                os.unlink(path)  # who has locked it has locked a file that nobody finds any more
+            _unlink(path)  # who has locked it has locked a file that nobody finds any more
         except OSError as exc:
             if exc.errno in _NO_FLOCK:
                 return fd, False
@@ -240,9 +239,10 @@ def _take_flock(folder: str, *, force: bool) -> tuple[int, bool]:
         os.close(fd)
 
 
-def _take_record(folder: str, *, has_flock: bool, force: bool) -> int:
+def _take_record(folder: str, flock: int, *, has_flock: bool, force: bool) -> int:
     for _ in range(_LOOKS):
         number, holder = _look(folder)
+        has_flock = has_flock and _is_at(f"{folder}/flock", flock)  # else it was taken by force
         if not (force or holder is None or holder.is_dead(has_flock=has_flock)):
             raise _locked_error(folder, holder)
         number += 1
@@ -256,12 +256,12 @@ def _take_record(folder: str, *, has_flock: bool, force: bool) -> int:
             others = _entries(folder) - {(number, "held")}
             if all(other < number for other, _ in others):
                 for other, kind in others:
-                    with suppress(FileNotFoundError):
-                        os.unlink(f"{folder}/{kind}.{other}")
+                    _unlink(f"{folder}/{kind}.{other}")
                 return number
-            os.unlink(path)  # what was seen was long ago: others have come, and perhaps gone
+            # What was seen was long ago: others have come, and perhaps gone.
+            _unlink(path)
         except OSError:
-            os.unlink(path)
+            _unlink(path)
             raise
         finally:
             os.close(fd)
@@ -326,6 +326,11 @@ def _server_time_ns(folder: str) -> int:
         return os.fstat(fd).st_mtime_ns
     finally:
         os.close(fd)
+        os.unlink(path)
+
+
+def _unlink(path: str) -> None:
+    with suppress(FileNotFoundError):  # who comes after removes what is out of date
         os.unlink(path)
 
 
