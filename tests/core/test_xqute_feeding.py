@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 from xqute import Job, JobOutcome, JobStatus, Xqute, XquteError, plugin
+from xqute._engine.journal import Journal
 from xqute.schedulers.local_scheduler import LocalScheduler
 
 pytestmark = pytest.mark.usefixtures("job_processes")
@@ -230,3 +231,17 @@ async def test_a_job_folder_that_a_program_removes_is_made_again(tmp_path, when,
     await xq.put(job)
     await xq.run_until_complete()
     assert (job.outcome, job.stdout_file.read_text()) == (JobOutcome.SUCCEEDED, "hi\n")
+
+
+async def test_a_job_that_runs_again_is_not_overtaken_by_those_fed_after_it(tmp_path):
+    """Of the first one only the intent is known, so that its attempt is made impossible first."""
+    scheduler = LocalScheduler(tmp_path / "w")
+    journal, _ = await Journal.open(f"{tmp_path}/w/.run/journal", "abc", durable=False)
+    job = scheduler.create_job(0, ["true"])
+    assert journal.sending(None, [(job, "0" * 16)]) is None
+    await journal.close()
+    async with Xqute(workdir=tmp_path / "w", on_change="rerun") as xq:
+        for index in range(3):
+            await xq.feed(["bash", "-c", f"echo {index} >>{tmp_path}/order"])
+    assert (tmp_path / "order").read_text() == "0\n1\n2\n"
+    assert [job.adopted for job in xq.jobs] == [False] * 3

@@ -84,8 +84,7 @@ class Ending:
 
     def _pass_verdict(self, job: Job, end: End) -> None:
         job.outcome, job.cause, job.reason = end.outcome, end.cause, end.reason
-        if end.outcome is not JobOutcome.CANCELLED or job.submitted_at is not None:
-            self._run.journal.ended(job)
+        self._run.journal.ended(job)
         _faults.reach("before-hooks")
         retry = None
         if not self._run.is_doomed(job):

@@ -27,6 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from .. import _files, _protocol
+from ..defaults import JobOutcome
 from ..errors import WorkdirError
 from ..job import Job
 from ..utils import logger
@@ -58,6 +59,8 @@ class Journal:
         self._digest_key = bytes.fromhex(ledger.digest_key)
         self._records: list[str] = []
         self._hooked: list[int] = []
+        #: Jobs whose attempt was announced and has not ended.
+        self._announced: set[int] = set()
         #: What is left of a group that the disk took a part of.
         self._rest = b""
         self._is_due = False
@@ -123,6 +126,7 @@ class Journal:
                 for job, digest in jobs
             ]
         )
+        self._announced.update([job.index for job, _ in jobs])
         self._add(f'["s",{json.dumps(key)},[{sent}]]')
         return self.commit()
 
@@ -137,6 +141,10 @@ class Journal:
 
     def ended(self, job: Job) -> None:
         """Write how an attempt has ended, or what a plugin has made of it."""
+        was_announced = job.index in self._announced
+        self._announced.discard(job.index)
+        if job.outcome is JobOutcome.CANCELLED and not was_announced and job.submitted_at is None:
+            return  # what is known of earlier attempts still holds
         cause = json.dumps(job.cause)
         self._add(f'["e",{job.index},"{job.outcome}",{job.rc},{cause},{job.ended_at or 0:.3f}]')
 

@@ -62,7 +62,7 @@ class Recovery:
         ledger: Ledger,
         resume: bool,
         on_change: str,
-        queue: Callable[[Job], None],
+        queue: Callable[..., None],
         kill: Callable[[list[Flight]], None],
     ) -> None:
         self._run = run
@@ -122,10 +122,10 @@ class Recovery:
             return None
         return End.from_record(record, None, kill=entry.killed, timeout=False)
 
-    def _run_again(self, job: Job) -> None:
+    def _run_again(self, job: Job, *, first: bool = False) -> None:
         job.run_id, job.trial_count = None, 0
         job.adopted = False
-        self._queue(job)
+        self._queue(job, first=first)
 
     # --- attempts without an end ---------------------------------------------------------------
 
@@ -172,12 +172,14 @@ class Recovery:
     async def _settle_some(self, cases: list[_Case]) -> None:
         await self._find(cases)
         alive, flights = [], []
-        for case in cases:
+        # Those that run again come before what was fed later, so the first is put there last.
+        for case in reversed(cases):
             if case.entry.jid is None and self._never_starts(case.job, case.entry):
                 self._drop(case)
-                self._run_again(case.job)
+                self._run_again(case.job, first=True)
             else:
                 alive.append(case)
+        alive.reverse()
         for case in alive:
             self._drop(case)
             case.job.adopted = True
@@ -253,7 +255,7 @@ class Recovery:
             return False
         job.started_at = job.submitted_at = None
         job.enter(JobStatus.INIT)
-        self._run_again(job)
+        self._run_again(job, first=True)
         return True
 
     def _is_no_more(self, flight: Flight) -> bool:

@@ -66,16 +66,19 @@ class Submitting:
         self._came_s = self._lingers_since_s = float("-inf")
         self._linger: asyncio.TimerHandle | None = None
 
-    def queue(self, job: Job) -> None:
-        """Let a job wait for its submission, once its hooks are done."""
+    def queue(self, job: Job, *, first: bool = False) -> None:
+        """Let a job wait for its submission, once its hooks are done; `first`: before others."""
         if job.current_status not in ENDED:
             self._run.transition(job, JobStatus.QUEUED)
             self._run.call_hook(job, "on_job_queued")
-        self._run.chains.then(job, partial(self._wait, job))
+        self._run.chains.then(job, partial(self._wait, job, first=first))
 
-    def _wait(self, job: Job) -> None:
+    def _wait(self, job: Job, *, first: bool) -> None:
         if not self._is_diverted(job):
-            self._waiting.append(job)
+            if first:
+                self._waiting.appendleft(job)
+            else:
+                self._waiting.append(job)
             self._came_s = self._run.loop.time()
             self.pump_soon()
 
