@@ -129,7 +129,9 @@ async def test_config_changed_after_construction_is_what_submission_sees(tmp_pat
 
 async def test_forks_bounds_the_jobs_with_the_backend(tmp_path):
     xq = Xqute(workdir=tmp_path, forks=3)
-    command = ["bash", "-c", f"echo + >>{tmp_path}/log; sleep 0.05; echo - >>{tmp_path}/log"]
+    # None of the first three ends before all have begun.
+    met = f"until [[ $(grep -c + {tmp_path}/log) -ge 3 ]]; do sleep 0.01; done"
+    command = ["bash", "-c", f"echo + >>{tmp_path}/log; {met}; echo - >>{tmp_path}/log"]
     for _ in range(10):
         await xq.put(command)
     await xq.run_until_complete()
