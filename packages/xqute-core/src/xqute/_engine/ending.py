@@ -174,7 +174,7 @@ class Ending:
     def _close(self, job: Job) -> None:
         job.driver = None
         self._run.journal.hooked(job)
-        _faults.reach("after-hooked")
+        _faults.reach_soon("after-hooked")
         self._run.doomed.discard(job)
         failed = job.current_status is JobStatus.FAILED
         self._close_job(job)

@@ -260,6 +260,7 @@ class Submitting:
                 return
             _faults.reach("before-sending")
             answers = await self._run.scheduler.submit(submission)
+            _faults.reach("after-sending")
         except asyncio.CancelledError:
             interrupted = SubmitError("interrupted", transient=True, maybe_submitted=True)
             answers = dict.fromkeys(jobs, interrupted)
@@ -341,7 +342,7 @@ class Submitting:
         self._n_refusals = 0
         if jid is not None:
             self._run.assign_jid(job, jid)
-            _faults.reach("after-journal")
+            _faults.reach_soon("after-journal")
         self._run.transition(job, JobStatus.SUBMITTED)
         self._run.call_hook(job, "on_job_submitted")
         self._watching.is_submitted(flight)

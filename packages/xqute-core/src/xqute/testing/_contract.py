@@ -21,6 +21,7 @@ from ._promises.hooks import HookPromises
 from ._promises.kills import KillPromises
 from ._promises.outcomes import OutcomePromises
 from ._promises.polls import PollPromises
+from ._promises.recovery import RecoveryPromises
 from ._promises.retries import RetryPromises
 from ._promises.scripts import ScriptPromises
 from ._promises.submissions import SubmissionPromises
@@ -55,6 +56,7 @@ class SchedulerContract(
     ClaimPromises,
     PollPromises,
     HookPromises,
+    RecoveryPromises,
 ):
     """What every scheduler promises, as tests. Inherit, say how yours is made, and run pytest.
 

@@ -20,8 +20,9 @@ from ..xqute import Xqute
 
 if TYPE_CHECKING:
     from ._contract import SchedulerContract
+    from ._driver import Driver
 
-__all__ = ["Backend", "Rig", "TooLateError", "bash", "marker", "replace", "until"]
+__all__ = ["Backend", "Rig", "TooLateError", "bash", "make_xqute", "marker", "replace", "until"]
 
 
 class TooLateError(AssertionError):
@@ -60,16 +61,28 @@ async def until(
         pause_s = min(pause_s * 1.5, 0.05)
 
 
-def _class_that_makes(make: Callable[..., Scheduler]) -> type[Scheduler]:
-    """Give what `Xqute` can call like a class and takes for one; it makes other schedulers."""
+def _make_scheduler(
+    contract: SchedulerContract, workdir: str | os.PathLike[str], **keywords: Any
+) -> Scheduler:
+    scheduler = contract.make_scheduler(workdir, **keywords)
+    contract.tune(scheduler)
+    return scheduler
+
+
+def make_xqute(
+    contract: SchedulerContract, workdir: str | os.PathLike[str], **keywords: Any
+) -> Xqute:
+    """Make a run over a scheduler of the contract's; keywords as for `Xqute`."""
 
     class Made(Scheduler):
+        """What `Xqute` can call like a class, and takes for one."""
+
         name = "made"
 
         def __new__(cls, *args: Any, **keywords: Any) -> Scheduler:  # type: ignore[misc]
-            return make(*args, **keywords)
+            return _make_scheduler(contract, *args, **keywords)
 
-    return Made
+    return Xqute(Made, workdir=workdir, scheduler_opts=keywords.pop("opts", None), **keywords)
 
 
 def replace(scheduler: Scheduler, name: str, value: Any) -> None:
@@ -106,10 +119,7 @@ class Rig:
 
     def xqute(self, **keywords: Any) -> Xqute:
         """Make a run over a scheduler of the contract's; keywords as for `Xqute`."""
-        cls = _class_that_makes(self._make)
-        return Xqute(
-            cls, workdir=self.workdir, scheduler_opts=keywords.pop("opts", None), **keywords
-        )
+        return make_xqute(self.contract, self.workdir, **keywords)
 
     @asynccontextmanager
     async def running(self, **keywords: Any) -> AsyncIterator[Xqute]:
@@ -151,16 +161,17 @@ class Rig:
             lambda: self.output(job).startswith(b"ready\n"), f"the command of {job!r} is ready"
         )
 
+    def driver(self, *commands: CommandType, **keywords: Any) -> Driver:
+        """Make a driver of the contract's scheduler that feeds commands, in another process."""
+        from ._driver import Driver
+
+        return Driver(self.contract, self.workdir, commands, **keywords)
+
     # --- without one ---------------------------------------------------------------------------
 
     def scheduler(self, **keywords: Any) -> Scheduler:
         """Make a scheduler of the contract's."""
-        return self._make(self.workdir, **keywords)
-
-    def _make(self, workdir: str | os.PathLike[str], **keywords: Any) -> Scheduler:
-        scheduler = self.contract.make_scheduler(workdir, **keywords)
-        self.contract.tune(scheduler)
-        return scheduler
+        return _make_scheduler(self.contract, self.workdir, **keywords)
 
     @asynccontextmanager
     async def backend(self, **keywords: Any) -> AsyncIterator[Backend]:

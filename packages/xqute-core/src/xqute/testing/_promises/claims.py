@@ -13,7 +13,6 @@ from ... import _protocol
 from ...defaults import JobOutcome, JobStatus
 from .._needs import Needs, needs
 from .._rig import Rig, bash, marker, replace
-from .._starter import start_and_die
 
 _APPENDS = 'echo run >>"$XQUTE_JOB_METADIR/runs"'
 _WAITS = "until [[ -e $XQUTE_JOB_METADIR/go ]]; do sleep 0.01; done"
@@ -127,7 +126,8 @@ class ClaimPromises:
     async def test_a_job_outlives_the_driver_that_started_it(self, rig: Rig) -> None:
         """The driver may be killed at any moment; its jobs run on, and tell their ends."""
         script = f"{_WAITS}; echo done; exit 7"
-        await asyncio.to_thread(start_and_die, rig.contract, rig.workdir, bash(script))
+        with rig.driver(bash(script)) as driver:
+            await asyncio.to_thread(driver.expect, "submitted", 0)
         job = rig.scheduler().create_job(0, bash("true"))
         assert rig.read(job, "job.rc") is None
         job.write_file("go", "")

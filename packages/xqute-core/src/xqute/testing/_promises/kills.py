@@ -11,8 +11,8 @@ from ...job import Job
 from .._needs import Needs, needs
 from .._rig import Rig, bash, marker, replace
 
-#: What a command may leave behind.
-_KIN = (
+#: What a command that has $1 for a name may leave behind.
+KIN = (
     '(exec -a "$1-child" sleep 60) &\n',
     '(trap "" TERM; exec -a "$1-deaf" sleep 60) &\n',
     '((exec -a "$1-orphan" sleep 60) &)\n',
@@ -60,10 +60,10 @@ class KillPromises:
         those whose parent is gone.
         """
         word = marker()
-        script = "".join([*_KIN, 'echo ready; exec -a "$1" sleep 60'])
+        script = "".join([*KIN, 'echo ready; exec -a "$1" sleep 60'])
         async with rig.running() as xq:
             job = await rig.feed_ready(xq, bash(script, word))
-            await rig.until(lambda: len(rig.find_processes(word)) == len(_KIN) + 1, "all run")
+            await rig.until(lambda: len(rig.find_processes(word)) == len(KIN) + 1, "all run")
             await xq.scheduler.kill_job_and_update_status(job)
         assert job.outcome == JobOutcome.KILLED
         await rig.until(lambda: not rig.find_processes(word), "its processes are gone")
