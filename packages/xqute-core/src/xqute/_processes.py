@@ -40,6 +40,8 @@ class _Child(NamedTuple):
     job: Job
     pidfd: int | None
     started_s: float
+    #: By which a wrapper that is no child, but was adopted, is known.
+    claim: _protocol.StartClaim | None = None
 
 
 class ProcessTable:
@@ -59,7 +61,7 @@ class ProcessTable:
         self._children: dict[int, _Child] = {}
         self._killed: set[int] = set()
         self._by_pidfd: dict[int, _Child] = {}
-        #: Wrappers that another process has started.
+        #: Wrappers that another process has started; with a pidfd they are in `_by_pidfd`, too.
         self._adopted: dict[int, _Child] = {}
         self._epoll: select.epoll | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -84,8 +86,10 @@ class ProcessTable:
         if self._sweep is not None:
             self._sweep.cancel()
             self._sweep = None
-        for pidfd in list(self._adopted):
-            self._close_adopted(pidfd)
+        for child in self._adopted.values():
+            if child.pidfd is not None:
+                self._close_pidfd(child.pidfd)
+        self._adopted.clear()
         for pidfd, child in list(self._by_pidfd.items()):
             self._children[child.pid] = child._replace(pidfd=None)
             self._close_pidfd(pidfd)
@@ -97,10 +101,11 @@ class ProcessTable:
         self._loop = self._environ = None
 
     async def drain(self, at_most_s: float) -> None:
-        """Return when no child is left, or time is up; a wrapper that has told its end is going."""
+        """Return when none is left, or time is up; a wrapper that has told its end is going."""
         until_s = time.monotonic() + at_most_s
-        while self._children and time.monotonic() < until_s:
+        while (self._children or self._adopted) and time.monotonic() < until_s:
             self._reap(list(self._children.values()))
+            self._look_at_adopted(list(self._adopted.values()))
             await asyncio.sleep(0.001)
 
     def spawn(self, argv: list[str], job: Job) -> int:
@@ -114,8 +119,8 @@ class ProcessTable:
         child = self._children[pid] = _Child(pid, job, pidfd, time.monotonic())
         if pidfd is not None:
             self._by_pidfd[pidfd] = child
-        elif self._loop is not None and self._sweep is None:
-            self._sweep = self._loop.call_later(_SWEEP_INTERVAL_S, self._sweep_children)
+        else:
+            self._sweep_later()
         return pid
 
     def _actions(self) -> list[tuple[object, ...]]:
@@ -133,32 +138,34 @@ class ProcessTable:
         ]
 
     def adopt(self, pid: int, job: Job, tag: str) -> None:
-        """Tell of the exit of a wrapper that is no child, if it is alive and that can be watched.
+        """Tell of the exit of a wrapper that is no child, if it is alive and has claimed its start.
 
         Args:
             pid: Its process id.
             job: The job that it runs.
             tag: Of the attempt, whose start claim says which process of this id is meant.
         """
-        pidfd = self._open_pidfd(pid)
-        if pidfd is None:
+        if pid in self._adopted or pid in self._children or self._loop is None:
             return
-        self._adopted[pidfd] = _Child(pid, job, pidfd, time.monotonic())
+        pidfd = self._open_pidfd(pid)
         # After opening: now it cannot become another one.
         claim = _protocol.read_start_claim(job.local_dir, tag)
+        child = _Child(pid, job, pidfd, time.monotonic(), claim)
+        if pidfd is not None:
+            self._by_pidfd[pidfd] = child
         if claim is None or claim.pid != pid or not _protocol.claim_is_alive(claim):
-            self._close_adopted(pidfd)
+            if pidfd is not None:
+                self._close_pidfd(pidfd)
+            return
+        self._adopted[pid] = child
+        if pidfd is None:
+            self._sweep_later()
 
-    def _close_adopted(self, pidfd: int) -> None:
-        del self._adopted[pidfd]
-        if self._epoll is not None:
-            self._epoll.unregister(pidfd)
-        os.close(pidfd)
-
-    def _end_adopted(self, pidfd: int) -> None:
+    def _end_adopted(self, child: _Child) -> None:
         """A wrapper that is no child has exited."""
-        child = self._adopted[pidfd]
-        self._close_adopted(pidfd)
+        del self._adopted[child.pid]
+        if child.pidfd is not None:
+            self._close_pidfd(child.pidfd)
         # Its id may be another's by now: only what knows its folder was its own.
         kill_sessions({child.pid}, b"XQUTE_JOB_METADIR=" + os.fsencode(child.job.local_dir))
         _wait(child.pid)  # a child of this process after all, of an earlier run in it
@@ -219,16 +226,31 @@ class ProcessTable:
         if self._epoll is None:
             return
         ready = {fd for fd, _ in self._epoll.poll(0)}
-        self._reap([self._by_pidfd[fd] for fd in ready if fd in self._by_pidfd])
-        for fd in ready & self._adopted.keys():
-            self._end_adopted(fd)
+        exited = [self._by_pidfd[fd] for fd in ready if fd in self._by_pidfd]
+        self._reap([child for child in exited if child.claim is None])
+        for child in exited:
+            if child.claim is not None:
+                self._end_adopted(child)
 
-    def _sweep_children(self) -> None:
+    def _sweep_later(self) -> None:
+        if self._loop is not None and self._sweep is None:
+            self._sweep = self._loop.call_later(_SWEEP_INTERVAL_S, self._sweep_unwatched)
+
+    def _sweep_unwatched(self) -> None:
+        self._sweep = None
         unwatched = [child for child in self._children.values() if child.pidfd is None]
         left = len(unwatched) - self._reap(unwatched)
-        self._sweep = None
-        if left and self._loop is not None:
-            self._sweep = self._loop.call_later(_SWEEP_INTERVAL_S, self._sweep_children)
+        adopted = [child for child in self._adopted.values() if child.pidfd is None]
+        left += len(adopted) - self._look_at_adopted(adopted)
+        if left:
+            self._sweep_later()
+
+    def _look_at_adopted(self, adopted: list[_Child]) -> int:
+        """Tell of those that have exited; give how many there were."""
+        exited = [c for c in adopted if c.claim and _protocol.claim_is_alive(c.claim) is False]
+        for child in exited:
+            self._end_adopted(child)
+        return len(exited)
 
     def _reap(self, children: list[_Child]) -> int:
         """Reap those that have exited, and end what they left behind; give how many there were.

@@ -149,6 +149,8 @@ class LocalScheduler(Scheduler):
         claims = _protocol.read_start_claims(job.local_dir)
         known = [(claim, ended) for claim, ended in claims if claim.pid == pid]
         if known:
+            # It may have been too young for that when it was to be taken over.
+            self._table.adopt(pid, job, self.claim_tag(job))
             return any(not ended and _protocol.claim_is_alive(claim) for claim, ended in known)
         # It may be about to claim its start.
         script = f"{self.mounted_dir(job)}/job.wrapped.{self.name}"

@@ -100,10 +100,9 @@ class RecoveryPromises:
         await _dies_at(rig, "after-journal", _waiting())
         async with rig.running() as xq:
             job = await rig.feed_ready(xq, _waiting())
-            assert job.adopted
             job.write_file("go", "")
         assert rig.read(job, "runs") == b"run\n"
-        assert (job.outcome, job.rc) == (JobOutcome.FAILED, 7)
+        assert (job.outcome, job.rc, job.adopted) == (JobOutcome.FAILED, 7, True)
 
     @needs(Needs.COMMANDS, Needs.NEW_DRIVER)
     async def test_a_re_attached_job_tells_its_true_end(self, rig: Rig) -> None:
@@ -193,7 +192,7 @@ class RecoveryPromises:
         await _is_killed_when_it_has(rig, "submitted", 0, commands=[_waiting()])
         await rig.until_ready(_job_of(rig))
         async with rig.running() as xq:
-            replace(xq.scheduler, "lost_grace_s", rig.contract.deadline_s)
+            replace(xq.scheduler, "lost_grace_s", 4.0)
             asked = _deny(xq.scheduler)
             job = await xq.feed(_waiting())
             await rig.until(lambda: bool(asked), "the backend was asked")
