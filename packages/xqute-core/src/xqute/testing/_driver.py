@@ -177,6 +177,10 @@ class Driver:
     def __str__(self) -> str:
         return f"driver {self.pid} told {self.told}, said: {''.join(self._said)}"
 
+    def is_alive(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
+
     def wait(self, deadline_s: float = 60.0) -> int:
         """Return its exit code when it has ended by itself, negative for a death by signal.
 
@@ -304,22 +308,22 @@ def _reach_more(scheduler: Scheduler) -> None:
 
 
 class _Ear:
-    """Hears on standard input what is asked, in a thread, and has it done on the event loop."""
+    """Hears on standard input what is asked, and has it done."""
 
     def __init__(self, xq: Xqute) -> None:
         self._xq = xq
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._loop.add_reader(0, self._hear)
 
-    def _listen(self) -> None:
-        for line in sys.stdin.buffer:
-            with suppress(RuntimeError):  # the loop is over, and so are we
-                self._loop.call_soon_threadsafe(self._do, json.loads(line))
-
-    def _do(self, word: list[Any]) -> None:
-        task = self._loop.create_task(self._kill(word[1]) if word[0] == "kill" else self._detach())
-        self._tasks.add(task)
+    def _hear(self) -> None:
+        data = os.read(0, 65536)
+        if not data:
+            self._loop.remove_reader(0)
+        for line in data.splitlines():
+            what, *words = json.loads(line)
+            todo = self._kill(*words) if what == "kill" else self._detach()
+            self._tasks.add(self._loop.create_task(todo))
 
     async def _kill(self, index: int) -> None:
         job = self._xq.jobs[index]
@@ -342,7 +346,7 @@ async def _drive(task: Task) -> None:
     )
     if task.dies_at is not None and task.dies_at[0] in (WHILE_SENDING, BEFORE_KILLING):
         _reach_more(xq.scheduler)
-    ear = _Ear(xq)
+    _Ear(xq)
     _tell("ready")
     try:
         async with xq:
@@ -353,9 +357,11 @@ async def _drive(task: Task) -> None:
         _tell("failed", type(exc).__name__, str(exc))
         raise
     _tell("over", [_end_of(job) for job in xq.jobs])
-    del ear
 
 
 def main() -> None:
     """Be the other process."""
-    asyncio.run(_drive(pickle.load(sys.stdin.buffer)))  # noqa: S301  # likewise
+    # Without a buffer: what follows is not ours to take.
+    with open(0, "rb", buffering=0, closefd=False) as file:
+        task = pickle.load(file)  # noqa: S301  # likewise
+    asyncio.run(_drive(task))

@@ -22,7 +22,17 @@ if TYPE_CHECKING:
     from ._contract import SchedulerContract
     from ._driver import Driver
 
-__all__ = ["Backend", "Rig", "TooLateError", "bash", "make_xqute", "marker", "replace", "until"]
+__all__ = [
+    "Backend",
+    "Rig",
+    "TooLateError",
+    "bash",
+    "make_scheduler",
+    "make_xqute",
+    "marker",
+    "replace",
+    "until",
+]
 
 
 class TooLateError(AssertionError):
@@ -61,9 +71,10 @@ async def until(
         pause_s = min(pause_s * 1.5, 0.05)
 
 
-def _make_scheduler(
+def make_scheduler(
     contract: SchedulerContract, workdir: str | os.PathLike[str], **keywords: Any
 ) -> Scheduler:
+    """Make a scheduler of the contract's, with waiting times as it says."""
     scheduler = contract.make_scheduler(workdir, **keywords)
     contract.tune(scheduler)
     return scheduler
@@ -80,7 +91,7 @@ def make_xqute(
         name = "made"
 
         def __new__(cls, *args: Any, **keywords: Any) -> Scheduler:  # type: ignore[misc]
-            return _make_scheduler(contract, *args, **keywords)
+            return make_scheduler(contract, *args, **keywords)
 
     return Xqute(Made, workdir=workdir, scheduler_opts=keywords.pop("opts", None), **keywords)
 
@@ -171,7 +182,7 @@ class Rig:
 
     def scheduler(self, **keywords: Any) -> Scheduler:
         """Make a scheduler of the contract's."""
-        return _make_scheduler(self.contract, self.workdir, **keywords)
+        return make_scheduler(self.contract, self.workdir, **keywords)
 
     @asynccontextmanager
     async def backend(self, **keywords: Any) -> AsyncIterator[Backend]:
