@@ -21,7 +21,13 @@ class TestMemory(SchedulerContract):
     }
 
     def make_scheduler(self, workdir, **keywords):
-        return MemoryScheduler(workdir, behave=_behave, **keywords)
+        """Make one that has the backend of the one before it in this workdir."""
+        schedulers = self.__dict__.setdefault("schedulers", {})
+        scheduler = MemoryScheduler(
+            workdir, behave=_behave, predecessor=schedulers.get(str(workdir)), **keywords
+        )
+        schedulers[str(workdir)] = scheduler
+        return scheduler
 
     def command(self, *rcs, runs_s=0.0):
         return [runs_s, *rcs]
@@ -35,4 +41,4 @@ class TestMemoryInBulk(TestMemory):
     """Many jobs in one submission."""
 
     def make_scheduler(self, workdir, **keywords):
-        return MemoryScheduler(workdir, behave=_behave, batch=7, **keywords)
+        return super().make_scheduler(workdir, batch=7, **keywords)

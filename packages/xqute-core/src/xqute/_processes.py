@@ -86,10 +86,8 @@ class ProcessTable:
         if self._sweep is not None:
             self._sweep.cancel()
             self._sweep = None
-        for child in self._adopted.values():
-            if child.pidfd is not None:
-                self._close_pidfd(child.pidfd)
-        self._adopted.clear()
+        for child in list(self._adopted.values()):
+            self._drop_adopted(child)
         for pidfd, child in list(self._by_pidfd.items()):
             self._children[child.pid] = child._replace(pidfd=None)
             self._close_pidfd(pidfd)
@@ -145,8 +143,13 @@ class ProcessTable:
             job: The job that it runs.
             tag: Of the attempt, whose start claim says which process of this id is meant.
         """
-        if pid in self._adopted or pid in self._children or self._loop is None:
+        if pid in self._children or self._loop is None:
             return
+        known = self._adopted.get(pid)
+        if known is not None:
+            if known.job is job:
+                return
+            self._drop_adopted(known)
         pidfd = self._open_pidfd(pid)
         # After opening: now it cannot become another one.
         claim = _protocol.read_start_claim(job.local_dir, tag)
@@ -161,11 +164,14 @@ class ProcessTable:
         if pidfd is None:
             self._sweep_later()
 
-    def _end_adopted(self, child: _Child) -> None:
-        """A wrapper that is no child has exited."""
+    def _drop_adopted(self, child: _Child) -> None:
         del self._adopted[child.pid]
         if child.pidfd is not None:
             self._close_pidfd(child.pidfd)
+
+    def _end_adopted(self, child: _Child) -> None:
+        """A wrapper that is no child has exited."""
+        self._drop_adopted(child)
         # Its id may be another's by now: only what knows its folder was its own.
         kill_sessions({child.pid}, b"XQUTE_JOB_METADIR=" + os.fsencode(child.job.local_dir))
         _wait(child.pid)  # a child of this process after all, of an earlier run in it

@@ -240,6 +240,7 @@ class Recovery:
         if entry.jid is None:
             return not self._never_starts(job, entry)
         job.jid = entry.jid
+        await self._run.scheduler.reattach([job])
         state = (await self._run.scheduler.poll_jobs([job])).get(job)
         return state is None or state.phase in (Phase.PENDING, Phase.RUNNING)
 

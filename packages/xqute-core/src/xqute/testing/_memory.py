@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 from ..errors import SubmitError
 from ..job import Job
 from ..scheduler import BackendState, Phase, Scheduler, Submission
-from ._behaviour import Behaviour, Calls, Fault, Faults, Incident, ManualClock, Tells
+from ._behaviour import Behaviour, Calls, Fault, Faults, Incident, ManualClock
+from ._memory_backend import SUCCEEDS, MemoryBackend
 
 __all__ = ["MemoryJob", "MemoryScheduler"]
-
-#: How many ends are told in one turn of the event loop, so that no turn takes long.
-_CHUNK: Final = 32
-_SUCCEEDS: Final = Behaviour()
 
 
 class MemoryJob(Job):
@@ -55,18 +51,6 @@ class MemoryJob(Job):
         self._texts = self._jid = self._rc = None
 
 
-class _Run:
-    """One attempt in the backend's hands."""
-
-    __slots__ = ("behaviour", "jid", "job", "state")
-
-    def __init__(self, job: Job, jid: int, behaviour: Behaviour) -> None:
-        self.job = job
-        self.jid = jid
-        self.behaviour = behaviour
-        self.state = BackendState(Phase.PENDING, jid=jid)
-
-
 class MemoryScheduler(Scheduler):
     """Runs no commands: jobs end on the event loop, at once and with 0 unless `behave` says else.
 
@@ -81,6 +65,9 @@ class MemoryScheduler(Scheduler):
         batch: How many jobs go into one submission, at the most.
         clock: Whose seconds the behaviours are measured in; None: the event loop's. With a
             `ManualClock` nothing that takes time happens until the test advances it.
+        remembers: Whether it can tell of jobs that have ended as often as it is asked; else once.
+        predecessor: The scheduler of an earlier driver, which may be dead and is told nothing any
+            more: this one has the same backend, with the jobs that are in it, its clock and memory.
 
     Attributes:
         calls: What was asked of it.
@@ -99,30 +86,50 @@ class MemoryScheduler(Scheduler):
         faults: Mapping[str, Iterable[Incident]] | None = None,
         batch: int = 1,
         clock: ManualClock | None = None,
+        remembers: bool = False,
+        predecessor: MemoryScheduler | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.behave = behave
         self.faults = Faults(faults)
         self.batch = batch
-        self.clock = clock
         self.calls = Calls()
-        self._n_ids = 0
-        self._runs: dict[Job, _Run] = {}
-        self._news: deque[tuple[Job, BackendState]] = deque()
-        self._is_telling = False
-        self._report: Callable[[Job, BackendState], None] | None = None
+        if predecessor is None:
+            self._backend = MemoryBackend(clock, remembers=remembers)
+        else:
+            self._backend = predecessor._backend
+            self._backend.leave()
+        #: By job, what is in the backend.
+        self._runs = self._backend.runs
+
+    @property
+    def clock(self) -> ManualClock | None:
+        """Whose seconds the behaviours are measured in; None: the event loop's."""
+        return self._backend.clock
 
     # --- what the engine asks ------------------------------------------------------------------
 
     def watch(self, report: Callable[[Job, BackendState], None]) -> None:
         """Tell `report` of every change, from the next turn of the event loop on."""
-        self._report = report
+        self._backend.leave()
+        self._backend.report = report
 
     async def close(self) -> None:
         """Tell no more."""
-        self._report = None
-        self._news.clear()
+        self._backend.leave()
+
+    async def find_submitted(self, keys: Iterable[str]) -> Mapping[str, int | str]:
+        """Find submissions by their keys; the id is that of their first job."""
+        return self._backend.find(keys)
+
+    def id_in_submission(self, submission_id: int | str, position: int) -> int | str:
+        """Give the id of a job: those of one submission follow one another."""
+        return int(submission_id) + position
+
+    async def reattach(self, jobs: Sequence[Job]) -> None:
+        """Take over jobs that an earlier scheduler of the same backend has submitted."""
+        self._backend.hand_over(jobs)
 
     def plan_submissions(self, jobs: Sequence[Job]) -> list[Submission]:
         """Put up to `batch` jobs together, in their order."""
@@ -140,7 +147,8 @@ class MemoryScheduler(Scheduler):
         if incident in (Fault.REFUSE, Fault.REFUSE_FOR_NOW):
             raise SubmitError("refused by script", transient=incident is Fault.REFUSE_FOR_NOW)
         answers = {
-            job: self._accept(job, same_id=incident is Fault.SAME_ID) for job in submission.jobs
+            job: self._accept(job, submission.key, same_id=incident is Fault.SAME_ID)
+            for job in submission.jobs
         }
         if incident is Fault.LOSE_ANSWER:
             raise SubmitError("answer lost by script", transient=True, maybe_submitted=True)
@@ -175,13 +183,7 @@ class MemoryScheduler(Scheduler):
         if incident is Fault.NO_ANSWER:
             return
         for job in jobs:
-            run = self._runs.get(job)
-            if run is None or run.state.phase is Phase.ENDED:
-                continue
-            if run.state.phase is Phase.PENDING:
-                self._change(run, Phase.ENDED, reason="removed while pending")
-            elif force or not run.behaviour.ignores_term:
-                self._change(run, Phase.ENDED, 137 if force else 143)
+            self._backend.kill(job, force=force)
         await self._delay(incident)
 
     async def poll_jobs(self, jobs: Sequence[Job]) -> Mapping[Job, BackendState]:
@@ -192,7 +194,10 @@ class MemoryScheduler(Scheduler):
             raise incident
         if incident is Fault.NO_ANSWER:
             return {}
-        states = {job: self._state_of(job, denied=incident is Fault.DENY) for job in jobs}
+        if incident is Fault.DENY:
+            states = {job: BackendState(Phase.GONE) for job in jobs}
+        else:
+            states = {job: self._backend.state_of(job) for job in jobs}
         await self._delay(incident)
         return states
 
@@ -211,95 +216,11 @@ class MemoryScheduler(Scheduler):
             self.clock.call_later(incident, passed.set)
             await passed.wait()
 
-    # --- what happens to the jobs --------------------------------------------------------------
-
-    def _accept(self, job: Job, *, same_id: bool) -> int | Exception:
-        behaviour = _SUCCEEDS
+    def _accept(self, job: Job, key: str, *, same_id: bool) -> int | Exception:
+        behaviour = SUCCEEDS
         if self.behave is not None:
             try:
                 behaviour = self.behave(job)
             except Exception as exc:  # noqa: BLE001  # it is the answer, as a backend gives it
                 return exc
-        if not (same_id and self._n_ids):
-            self._n_ids += 1
-        run = self._runs[job] = _Run(job, self._n_ids, behaviour)
-        if behaviour is _SUCCEEDS:
-            self._change(run, Phase.ENDED, 0)
-        else:
-            self._after(behaviour.starts_after_s, self._begin, run)
-        return run.jid
-
-    def _after(self, delay_s: float, step: Callable[..., None], *args: Any) -> None:
-        if not delay_s:
-            step(*args)
-        elif self.clock is not None:
-            self.clock.call_later(delay_s, step, *args)
-        else:
-            asyncio.get_running_loop().call_later(delay_s, step, *args)
-
-    def _begin(self, run: _Run) -> None:
-        if run.state.phase is not Phase.PENDING:
-            return
-        if run.behaviour.vanishes:
-            self._forget(run)
-            return
-        self._change(run, Phase.RUNNING)
-        self._after(run.behaviour.runs_s, self._end, run)
-
-    def _end(self, run: _Run) -> None:
-        if run.state.phase is Phase.RUNNING:
-            behaviour = run.behaviour
-            self._change(run, Phase.ENDED, behaviour.rc, behaviour.cause, behaviour.reason)
-
-    def _change(
-        self,
-        run: _Run,
-        phase: Phase,
-        rc: int | None = None,
-        cause: str | None = None,
-        reason: str = "",
-    ) -> None:
-        """A job is in another state now: say so, as its behaviour has it."""
-        run.state = state = BackendState(phase, rc, cause, reason, run.jid)
-        behaviour = run.behaviour
-        if behaviour.tells is Tells.NOTHING:
-            return
-        if behaviour.tells is Tells.ONCE:
-            news: tuple[BackendState, ...] = (state,)
-        elif behaviour.tells is Tells.TWICE:
-            news = (state, state)
-        elif phase is Phase.ENDED:
-            news = (state, BackendState(Phase.RUNNING, jid=run.jid))
-        else:
-            return
-        self._after(behaviour.told_after_s, self._tell, run, news)
-
-    def _tell(self, run: _Run, states: tuple[BackendState, ...]) -> None:
-        self._news.extend([(run.job, state) for state in states])
-        if states[0].phase is Phase.ENDED:
-            self._forget(run)
-        if not self._is_telling:
-            self._is_telling = True
-            asyncio.get_running_loop().call_soon(self._tell_some)
-
-    def _tell_some(self) -> None:
-        """Tell a few of the news; the rest in the next turn, so that none takes long."""
-        for _ in range(min(_CHUNK, len(self._news))):
-            job, state = self._news.popleft()
-            if self._report is not None:
-                self._report(job, state)
-        self._is_telling = bool(self._news)
-        if self._is_telling:
-            asyncio.get_running_loop().call_soon(self._tell_some)
-
-    def _state_of(self, job: Job, *, denied: bool) -> BackendState:
-        run = self._runs.get(job)
-        if denied or run is None:
-            return BackendState(Phase.GONE)
-        if run.state.phase is Phase.ENDED:
-            self._forget(run)
-        return run.state
-
-    def _forget(self, run: _Run) -> None:
-        if self._runs.get(run.job) is run:
-            del self._runs[run.job]
+        return self._backend.accept(job, key, behaviour, same_id=same_id)
