@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from xqute import Job, JobErrorStrategy, JobOutcome
-from xqute.errors import SchedulerError, SubmitError
+from xqute.errors import JobChangedError, SchedulerError, SubmitError
 from xqute.scheduler import BackendState, Phase
 from xqute.schedulers.local_scheduler import LocalScheduler
 from xqute.testing import (
@@ -65,11 +65,11 @@ def behaves(change):
     """Let jobs of the in-memory scheduler behave otherwise: `change(behaviour, job, scheduler)`."""
 
     class Broken(MemoryScheduler):
-        def _accept(self, job, **keywords):
+        def _accept(self, job, *args, **keywords):
             behave = self.behave
             self.behave = lambda job: change(behave(job), job, self)
             try:
-                return super()._accept(job, **keywords)
+                return super()._accept(job, *args, **keywords)
             finally:
                 self.behave = behave
 
@@ -350,9 +350,61 @@ def in_its_own_session(scheduler, job):
     job.cmd = ("setsid", "--wait", *job.cmd)
 
 
+async def cannot_find_what_is_not_there(scheduler, keys):
+    raise SchedulerError(f"no such job: {keys}")
+
+
+async def takes_strangers_for_ended(scheduler, jobs):
+    states = await LocalScheduler.poll_jobs(scheduler, jobs)
+    return {
+        job: BackendState(Phase.ENDED, 0) if job.run_id else state for job, state in states.items()
+    }
+
+
+async def takes_nothing_over(scheduler, jobs):
+    pass
+
+
+async def kills_only_its_own(scheduler, jobs, force=False):
+    base = MemoryScheduler if isinstance(scheduler, MemoryScheduler) else LocalScheduler
+    await base.kill_jobs(scheduler, [job for job in jobs if job.run_id is None], force)
+
+
+async def ends_all_when_it_closes(scheduler):
+    await scheduler.kill_jobs(list(scheduler._runs))
+    await MemoryScheduler.close(scheduler)
+
+
+class HasAFolderOfItsOwn(LocalScheduler):
+    def __init__(self, workdir, **kwargs):
+        super().__init__(f"{workdir}/{os.getpid()}", **kwargs)
+
+
+def is_never_the_same(base):
+    class Broken(base):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.prescript = f": {os.urandom(8).hex()}"
+
+    return Broken
+
+
+class GivesUpAtOnce(LocalScheduler):
+    lost_grace_s = property(lambda self: 0.01, lambda self, seconds: None)
+
+
 # --- what breaks what --------------------------------------------------------------------------
 
 NO_START_CLAIM = writes('if ! xq_claim "$xq_dir/job.start', 'if ! : "$xq_dir/job.start')
+
+
+
+class ClaimsNothingAndAnswersLate(NO_START_CLAIM):
+    async def submit(self, submission):
+        answers = await super().submit(submission)
+        await asyncio.sleep(0)
+        return answers
+
 
 BROKEN = {
     # what a command is given
@@ -502,10 +554,44 @@ BROKEN = {
     "test_a_status_set_by_a_plugin_ends_the_watching": memory(job_class=IgnoresPlugins),
     "test_a_plugin_that_raises_harms_nobody": memory(submit=calls_plugins_unprotected),
     "test_a_run_is_begun_and_shut_down_once": memory(close=shuts_down_again),
+    # recovery
+    "test_a_driver_killed_before_a_submission_loses_no_job": local(
+        find_submitted=cannot_find_what_is_not_there
+    ),
+    "test_a_driver_killed_during_a_submission_runs_nothing_twice": ClaimsNothingAndAnswersLate,
+    "test_an_answer_lost_with_its_driver_runs_nothing_twice": NO_START_CLAIM,
+    "test_a_driver_killed_after_a_submission_leaves_the_job_to_the_next": (
+        is_never_the_same(LocalScheduler)
+    ),
+    "test_a_re_attached_job_tells_its_true_end": local(poll_jobs=takes_strangers_for_ended),
+    "test_what_ended_while_no_driver_lived_has_its_true_end": writes(
+        'job.end.$xq_tag" "$xq_rc $status', 'job.end.$xq_tag" "0 6'
+    ),
+    "test_a_revoked_attempt_that_starts_late_does_nothing": NO_START_CLAIM,
+    "test_a_late_end_of_a_lost_job_changes_nothing": writes(
+        'if xq_claim "$xq_dir/job.end', 'if rm -f "$xq_dir"/job.end.*; xq_claim "$xq_dir/job.end'
+    ),
+    "test_a_job_that_the_backend_forgets_tells_its_end": GivesUpAtOnce,
+    "test_two_drivers_cannot_own_one_workdir": HasAFolderOfItsOwn,
+    "test_a_kill_of_a_re_attached_job_leaves_nothing_behind": wraps(in_its_own_session),
+    "test_a_kill_intent_is_finished_by_the_next_run": local(kill_jobs=kills_only_its_own),
+    "test_resume_adopts_successes_and_runs_failures_again": is_never_the_same(MemoryScheduler),
+    "test_without_resume_only_what_is_alive_is_adopted": memory(reattach=takes_nothing_over),
+    "test_a_changed_command_of_a_live_job_is_refused": memory(reattach=takes_nothing_over),
+    "test_on_change_rerun_ends_the_old_and_runs_the_new": memory(kill_jobs=kills_only_its_own),
+    "test_a_run_may_be_left_and_come_back_to": memory(close=ends_all_when_it_closes),
 }
 
 #: Where what is broken shows otherwise than by an assertion of the promise.
 SHOWS_BY = {
+    "test_a_changed_command_of_a_live_job_is_refused": pytest.fail.Exception,
+    "test_a_driver_killed_after_a_submission_leaves_the_job_to_the_next": JobChangedError,
+    "test_a_driver_killed_before_a_submission_loses_no_job": TooLateError,
+    "test_a_kill_intent_is_finished_by_the_next_run": TooLateError,
+    "test_a_kill_of_a_re_attached_job_leaves_nothing_behind": TooLateError,
+    "test_a_re_attached_job_tells_its_true_end": TooLateError,
+    "test_two_drivers_cannot_own_one_workdir": pytest.fail.Exception,
+    "test_without_resume_only_what_is_alive_is_adopted": TooLateError,
     "test_a_job_outlives_the_driver_that_started_it": TooLateError,
     "test_a_job_that_ends_in_time_is_not_touched": TooLateError,
     "test_a_kill_leaves_nothing_behind": TooLateError,
@@ -526,15 +612,22 @@ def _behave(job):
 
 
 class Broken(SchedulerContract):
-    """The contract for one broken scheduler."""
+    """The contract for the scheduler that breaks one promise."""
 
     many = 60
-    scheduler_class = StaysInTheGroup
+    promise = ""
+
+    @property
+    def scheduler_class(self):
+        return BROKEN[self.promise]
 
     def make_scheduler(self, workdir, **keywords):
-        if issubclass(self.scheduler_class, MemoryScheduler):
-            keywords["behave"] = _behave
-        return self.scheduler_class(workdir, **keywords)
+        if not issubclass(self.scheduler_class, MemoryScheduler):
+            return self.scheduler_class(workdir, **keywords)
+        schedulers = self.__dict__.setdefault("schedulers", {})
+        keywords |= {"behave": _behave, "predecessor": schedulers.get(str(workdir))}
+        scheduler = schedulers[str(workdir)] = self.scheduler_class(workdir, **keywords)
+        return scheduler
 
     def tune(self, scheduler):
         super().tune(scheduler)
@@ -570,19 +663,22 @@ def _nothing_is_left(tmp_path):
 @pytest.mark.parametrize("promise", sorted(SchedulerContract.promises()))
 async def test_a_broken_scheduler_breaks_the_promise(promise, tmp_path):
     contract = Broken()
-    contract.scheduler_class = BROKEN[promise]
+    contract.promise = promise
     shows_by = SHOWS_BY.get(promise, AssertionError)
-    contract.deadline_s = 1.0 if shows_by is TooLateError else 10.0
+    contract.deadline_s = 2.0 if shows_by is TooLateError else 10.0
     with pytest.raises(shows_by) as broken:
         await getattr(contract, promise)(Rig(contract, tmp_path))
     assert broken.type is shows_by
-    assert getattr(contract.scheduler_class, "is_broken", True), "the wrapper has other lines now"
+    if not getattr(contract.scheduler_class, "is_broken", True):
+        scheduler = contract.make_scheduler(tmp_path)  # jobs were another process's business
+        scheduler.wrap_job_script(scheduler.create_job(0, "true"))
+        assert scheduler.is_broken, "the wrapper has other lines now"
 
 
 @pytest.mark.parametrize("promise", sorted(set(BROKEN) - {"test_a_success_is_told"}))
 async def test_a_broken_scheduler_is_broken_in_one_place(promise, tmp_path):
     contract = Broken()
-    contract.scheduler_class = BROKEN[promise]
+    contract.promise = promise
     await contract.test_a_success_is_told(Rig(contract, tmp_path))
 
 

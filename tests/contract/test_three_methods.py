@@ -39,17 +39,24 @@ class ThreeMethodsScheduler(Scheduler):
 
     async def job_is_running(self, job):
         process = self.processes.get(job.jid)
-        return process is not None and process.poll() is None
+        if process is not None:
+            return process.poll() is None
+        # An earlier driver's, perhaps; or the id is not, or no longer, that of this job.
+        try:
+            with open(f"/proc/{job.jid}/cmdline", encoding="latin-1") as file:
+                return str(job.metadir / f"job.wrapped.{self.name}") in file.read()
+        except (FileNotFoundError, ProcessLookupError):
+            return False
 
     async def kill_job(self, job):
-        if job.jid not in self.processes:
+        if job.jid not in self.processes and not await self.job_is_running(job):
             return
         loop = asyncio.get_running_loop()
         ends_s = loop.time() + self.kill_grace_s
-        _signal_session(job.jid, signal.SIGTERM)
+        _signal_session(int(job.jid), signal.SIGTERM)
         while await self.job_is_running(job) and loop.time() < ends_s:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-        while _signal_session(job.jid, signal.SIGKILL):  # noqa: ASYNC110
+        while _signal_session(int(job.jid), signal.SIGKILL):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 

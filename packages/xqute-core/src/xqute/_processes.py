@@ -19,7 +19,7 @@ from .defaults import SIGNAL_BASE
 from .job import Job
 from .utils import logger
 
-__all__ = ["ProcessTable", "kill_sessions", "runs_script", "signal_group"]
+__all__ = ["ProcessTable", "runs_script"]
 
 #: What a driver may ignore or block and a job must not inherit so.
 _DEFAULT_SIGNALS = [
@@ -63,6 +63,8 @@ class ProcessTable:
         self._by_pidfd: dict[int, _Child] = {}
         #: Wrappers that another process has started; with a pidfd they are in `_by_pidfd`, too.
         self._adopted: dict[int, _Child] = {}
+        #: Those whose exit code is known, because it is we who have ended them.
+        self._killed_adopted: set[int] = set()
         self._epoll: select.epoll | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sweep: asyncio.TimerHandle | None = None
@@ -166,16 +168,18 @@ class ProcessTable:
 
     def _drop_adopted(self, child: _Child) -> None:
         del self._adopted[child.pid]
+        self._killed_adopted.discard(child.pid)
         if child.pidfd is not None:
             self._close_pidfd(child.pidfd)
 
     def _end_adopted(self, child: _Child) -> None:
         """A wrapper that is no child has exited."""
+        was_killed = child.pid in self._killed_adopted
         self._drop_adopted(child)
         # Its id may be another's by now: only what knows its folder was its own.
         kill_sessions({child.pid}, b"XQUTE_JOB_METADIR=" + os.fsencode(child.job.local_dir))
         _wait(child.pid)  # a child of this process after all, of an earlier run in it
-        self._on_exit(child.pid, child.job, None)
+        self._on_exit(child.pid, child.job, SIGNAL_BASE + signal.SIGKILL if was_killed else None)
 
     def _open_pidfd(self, pid: int) -> int | None:
         if self._epoll is None:
@@ -223,6 +227,13 @@ class ProcessTable:
         is_young = time.monotonic() - child.started_s < _YOUNG_S
         if is_young and self._loop is not None:
             self._loop.call_later(_TERM_AGAIN_S, self._terminate_again, child)
+
+    def kill(self, pids: set[int]) -> None:
+        """KILL the groups and sessions of processes."""
+        for pid in pids:
+            signal_group(pid, signal.SIGKILL)
+        self._killed_adopted |= pids & self._adopted.keys()
+        kill_sessions(pids)
 
     def _terminate_again(self, child: _Child) -> None:
         if self._children.get(child.pid) is child:

@@ -6,14 +6,13 @@ import asyncio
 import difflib
 import inspect
 import re
-import signal
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from .. import _protocol
 from .._machine import Machine, impossible
-from .._processes import ProcessTable, kill_sessions, runs_script, signal_group
+from .._processes import ProcessTable, runs_script
 from ..defaults import JOBCMD_WRAPPER_LANG, SIGNAL_BASE, JobCause, JobStatus
 from ..errors import SubmitError, XquteWarning
 from ..job import Job
@@ -177,14 +176,12 @@ class LocalScheduler(Scheduler):
 
     async def _end(self, jobs: Sequence[Job], *, force: bool) -> None:
         running = [job for job in jobs if await self.job_is_running(job)]
-        pids = [pid for job in running if (pid := _as_pid(job.jid)) is not None]
-        for pid in pids:
-            if force:
-                signal_group(pid, signal.SIGKILL)
-            else:
-                self._table.terminate(pid)
+        pids = {pid for job in running if (pid := _as_pid(job.jid)) is not None}
         if force:
-            kill_sessions(set(pids))
+            self._table.kill(pids)
+        else:
+            for pid in pids:
+                self._table.terminate(pid)
 
 
 def _as_pid(jid: int | str | None) -> int | None:

@@ -12,7 +12,7 @@ from ... import _protocol
 from ...defaults import RC_LOST, JobOutcome, JobStatus
 from ...errors import JobChangedError, WorkdirLockedError
 from ...job import Job
-from ...scheduler import BackendState, Phase
+from ...scheduler import BackendState, Phase, Scheduler, Submission
 from ...utils import CommandType
 from .._driver import BEFORE_KILLING, WHILE_SENDING, Driver
 from .._needs import Needs, needs
@@ -32,18 +32,18 @@ def _waiting(rc: int = 7) -> list[str]:
 async def _dies_at(rig: Rig, instant: str, *commands: CommandType, **keywords: object) -> None:
     """Have a driver feed commands, and kill itself at an instant."""
     with rig.driver(*commands, dies_at=(instant, 1), **keywords) as driver:
-        rc = await asyncio.to_thread(driver.wait, rig.contract.deadline_s)
+        rc = await asyncio.to_thread(driver.wait)
     assert rc == -9, f"it did not die at {instant!r}: {driver}"
 
 
 async def _is_killed_when_it_has(rig: Rig, *word: object, commands: Sequence[CommandType]) -> None:
     """Have a driver feed commands, and kill it when it has told something."""
     with rig.driver(*commands) as driver:
-        await _hear(rig, driver, *word)
+        await _hear(driver, *word)
 
 
-async def _hear(rig: Rig, driver: Driver, *word: object) -> None:
-    await asyncio.to_thread(driver.expect, *word, deadline_s=rig.contract.deadline_s)
+async def _hear(driver: Driver, *word: object) -> None:
+    await asyncio.to_thread(driver.expect, *word)
 
 
 def _job_of(rig: Rig, index: int = 0) -> Job:
@@ -111,7 +111,7 @@ class RecoveryPromises:
         commands = [_waiting(rc) for rc in (0, 7)]
         with rig.driver(*commands, forks=2) as driver:
             for index in range(2):
-                await _hear(rig, driver, "submitted", index)
+                await _hear(driver, "submitted", index)
                 await rig.until_ready(_job_of(rig, index))
         async with rig.running(plugins=[recorder]) as xq:
             jobs = [await xq.feed(command) for command in commands]
@@ -135,7 +135,7 @@ class RecoveryPromises:
         commands = [_waiting(rc) for rc in (0, 7)]
         with rig.driver(*commands, forks=2) as driver:
             for index in range(2):
-                await _hear(rig, driver, "submitted", index)
+                await _hear(driver, "submitted", index)
                 await rig.until_ready(_job_of(rig, index))
         for index in range(2):
             job = _job_of(rig, index)
@@ -169,7 +169,7 @@ class RecoveryPromises:
         assert rig.read(job, "runs") == b"run\n"
         assert rig.read(job, "job.rc") == b"7"
 
-    @needs(Needs.COMMANDS, Needs.NEW_DRIVER)
+    @needs(Needs.COMMANDS, Needs.NEW_DRIVER, Needs.PROCESSES)
     async def test_a_late_end_of_a_lost_job_changes_nothing(self, rig: Rig) -> None:
         """The backend denies that it has a re-attached job: LOST is said once, and stays so."""
         script = f"{_RUNS}; {_WAITS}; echo over"
@@ -181,8 +181,7 @@ class RecoveryPromises:
         assert (job.outcome, job.rc) == (JobOutcome.LOST, RC_LOST)
         job.write_file("go", "")
         await rig.until(lambda: rig.output(job).endswith(b"over\n"), "its command has ended")
-        scheduler = rig.scheduler()
-        await rig.until(lambda: _is_gone(scheduler, job), "it is gone")
+        await rig.until(lambda: not rig.find_processes(str(job.metadir)), "its wrapper has, too")
         assert rig.read(job, "job.rc") == b"%d" % RC_LOST
         assert rig.read(job, "job.status") == b"7"
 
@@ -204,7 +203,7 @@ class RecoveryPromises:
     async def test_two_drivers_cannot_own_one_workdir(self, rig: Rig) -> None:
         """The second is refused, and told who the first is; the first is not disturbed."""
         with rig.driver(_waiting(0)) as driver:
-            await _hear(rig, driver, "submitted", 0)
+            await _hear(driver, "submitted", 0)
             async with rig.running() as xq:
                 with pytest.raises(WorkdirLockedError) as refused:
                     await xq.feed(_waiting(0))
@@ -213,7 +212,7 @@ class RecoveryPromises:
             job = _job_of(rig)
             await rig.until_ready(job)
             job.write_file("go", "")
-            await _hear(rig, driver, "over", [["succeeded", 0, False]])
+            await _hear(driver, "over", [["succeeded", 0, False]])
         assert rig.read(job, "runs") == b"run\n"
 
     @needs(Needs.COMMANDS, Needs.NEW_DRIVER, Needs.PROCESSES)
@@ -229,8 +228,8 @@ class RecoveryPromises:
             await rig.until(lambda: len(rig.find_processes(word)) == len(KIN) + 1, "all run")
             await xq.scheduler.kill_job_and_update_status(job)
         assert (job.outcome, job.adopted) == (JobOutcome.KILLED, True)
-        assert job.rc > 128
         await rig.until(lambda: not rig.find_processes(word), "its processes are gone")
+        assert job.rc > 128
 
     @needs(Needs.COMMANDS, Needs.NEW_DRIVER, Needs.PROCESSES)
     async def test_a_kill_intent_is_finished_by_the_next_run(self, rig: Rig) -> None:
@@ -241,11 +240,11 @@ class RecoveryPromises:
             "trap '' TERM; exec -a \"$1\" sleep 60"
         )
         with rig.driver(bash(script, word), dies_at=(BEFORE_KILLING, 1)) as driver:
-            await _hear(rig, driver, "submitted", 0)
+            await _hear(driver, "submitted", 0)
             await rig.until_ready(_job_of(rig))
             await rig.until(lambda: len(rig.find_processes(word)) == 1, "it runs")
             driver.say("kill", 0)
-            assert await asyncio.to_thread(driver.wait, rig.contract.deadline_s) == -9
+            assert await asyncio.to_thread(driver.wait) == -9
         [job] = await rig.run(bash(script, word))
         assert (job.outcome, job.rc) == (JobOutcome.SUCCEEDED, 0)
         assert rig.read(job, "runs") == b"run\nrun\n"
@@ -308,17 +307,20 @@ class RecoveryPromises:
         first = rig.xqute()
         old = await rig.feed_running(first, rig.command(0, runs_s=60))
         await first.detach()
-        n_alive_at_submission: list[bool] = []
+        was_alive: list[bool] = []
         async with rig.running(on_change="rerun") as xq:
             submit = xq.scheduler.submit
 
-            async def looks(submission: object) -> object:
-                n_alive_at_submission.append(await xq.scheduler.job_is_running(old))
-                return await submit(submission)  # type: ignore[arg-type]
+            async def looks(submission: Submission) -> object:
+                probe = xq.scheduler.create_job(0, rig.command(0))
+                probe.jid, probe.run_id = old.jid, first.scheduler.run_id
+                await xq.scheduler.reattach([probe])
+                was_alive.append(await xq.scheduler.job_is_running(probe))
+                return await submit(submission)
 
             replace(xq.scheduler, "submit", looks)
             job = await xq.feed(rig.command(3))
-        assert n_alive_at_submission == [False]
+        assert was_alive == [False]
         assert (job.outcome, job.rc, job.adopted) == (JobOutcome.FAILED, 3, False)
 
     async def test_a_run_may_be_left_and_come_back_to(self, rig: Rig) -> None:
@@ -336,7 +338,7 @@ class RecoveryPromises:
         assert _n_submitted(recorder) == {1: 1}
 
 
-def _deny(scheduler: object) -> list[int]:
+def _deny(scheduler: Scheduler) -> list[int]:
     """Have a scheduler say that it has no job; give how many it was asked about, each time."""
     asked: list[int] = []
 
@@ -344,9 +346,6 @@ def _deny(scheduler: object) -> list[int]:
         asked.append(len(jobs))
         return {job: BackendState(Phase.GONE) for job in jobs}
 
-    replace(scheduler, "poll_jobs", poll_jobs)  # type: ignore[arg-type]
+    replace(scheduler, "poll_jobs", poll_jobs)
     return asked
 
-
-async def _is_gone(scheduler: object, job: Job) -> bool:
-    return not await scheduler.job_is_running(job)  # type: ignore[attr-defined, no-any-return]
