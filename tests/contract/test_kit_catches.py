@@ -574,6 +574,7 @@ BROKEN = {
     "test_a_job_that_the_backend_forgets_tells_its_end": GivesUpAtOnce,
     "test_two_drivers_cannot_own_one_workdir": HasAFolderOfItsOwn,
     "test_a_kill_of_a_re_attached_job_leaves_nothing_behind": wraps(in_its_own_session),
+    "test_a_re_attached_job_that_ignores_term_is_killed": local(kill_jobs=never_kills_by_force),
     "test_a_kill_intent_is_finished_by_the_next_run": local(kill_jobs=kills_only_its_own),
     "test_resume_adopts_successes_and_runs_failures_again": is_never_the_same(MemoryScheduler),
     "test_without_resume_only_what_is_alive_is_adopted": memory(reattach=takes_nothing_over),

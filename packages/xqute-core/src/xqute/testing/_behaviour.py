@@ -146,6 +146,11 @@ class ManualClock:
         entry = (self.now_s + delay_s, next(self._serial), callback, args)
         heapq.heappush(self._due, entry)
 
+    @property
+    def next_due_s(self) -> float | None:
+        """When the next call is due, in seconds of this clock; None: none is."""
+        return self._due[0][0] if self._due else None
+
     def advance(self, seconds: float) -> None:
         """Let time pass: what falls due is called, each at its time, in order."""
         until_s = self.now_s + seconds

@@ -231,6 +231,17 @@ class RecoveryPromises:
         await rig.until(lambda: not rig.find_processes(word), "its processes are gone")
         assert job.rc > 128
 
+    @needs(Needs.COMMANDS, Needs.NEW_DRIVER)
+    async def test_a_re_attached_job_that_ignores_term_is_killed(self, rig: Rig) -> None:
+        """After the grace period it is sent KILL, and has the exit code of that: 137."""
+        command = bash("trap '' TERM; echo ready; exec sleep 60")
+        await _is_killed_when_it_has(rig, "submitted", 0, commands=[command])
+        await rig.until_ready(_job_of(rig))
+        async with rig.running() as xq:
+            job = await rig.feed_running(xq, command)
+            await xq.scheduler.kill_job_and_update_status(job)
+        assert (job.outcome, job.rc, job.adopted) == (JobOutcome.KILLED, 137, True)
+
     @needs(Needs.COMMANDS, Needs.NEW_DRIVER, Needs.PROCESSES)
     async def test_a_kill_intent_is_finished_by_the_next_run(self, rig: Rig) -> None:
         """A driver that dies when it is about to kill: the next one kills, and then runs it anew."""
