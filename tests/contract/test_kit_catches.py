@@ -398,7 +398,6 @@ class GivesUpAtOnce(LocalScheduler):
 NO_START_CLAIM = writes('if ! xq_claim "$xq_dir/job.start', 'if ! : "$xq_dir/job.start')
 
 
-
 class ClaimsNothingAndAnswersLate(NO_START_CLAIM):
     async def submit(self, submission):
         answers = await super().submit(submission)

@@ -42,11 +42,7 @@ class ThreeMethodsScheduler(Scheduler):
         if process is not None:
             return process.poll() is None
         # An earlier driver's, perhaps; or the id is not, or no longer, that of this job.
-        try:
-            with open(f"/proc/{job.jid}/cmdline", encoding="latin-1") as file:
-                return str(job.metadir / f"job.wrapped.{self.name}") in file.read()
-        except (FileNotFoundError, ProcessLookupError):
-            return False
+        return _runs(job.jid, str(job.metadir / f"job.wrapped.{self.name}"))
 
     async def kill_job(self, job):
         if job.jid not in self.processes and not await self.job_is_running(job):
@@ -58,6 +54,15 @@ class ThreeMethodsScheduler(Scheduler):
             await asyncio.sleep(0.01)
         while _signal_session(int(job.jid), signal.SIGKILL):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
+
+
+def _runs(pid, script):
+    """Tell whether a process runs a script."""
+    try:
+        with open(f"/proc/{pid}/cmdline", encoding="latin-1") as file:
+            return script in file.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def _signal_session(sid, sig):

@@ -1,4 +1,4 @@
-"""What a driver's death leaves is taken up by the next: in memory, in virtual time, at each edge."""
+"""What a dead driver leaves is taken up by the next: in memory, in virtual time, at each edge."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from xqute import JobOutcome, JobStatus, Xqute, _faults
 from xqute.errors import JobChangedError, SchedulerError
-from xqute.testing import Behaviour, HookRecorder, ManualClock, MemoryScheduler, Tells
+from xqute.testing import Behaviour, HookRecorder, ManualClock, MemoryScheduler, Tells, until
 
 RUNS_S = 3600.0
 
@@ -100,7 +100,9 @@ class World:
             def __new__(cls, *args, **keywords):
                 return world.make_scheduler(*args, **keywords)
 
-        return Xqute(Made, workdir=self.workdir, scheduler_opts=keywords.pop("opts", {}), **keywords)
+        return Xqute(
+            Made, workdir=self.workdir, scheduler_opts=keywords.pop("opts", {}), **keywords
+        )
 
     def live(self, main, dies_at=None):
         """Run `main()` as one driver; give what it returns, or None if it died.
@@ -194,7 +196,9 @@ def test_whenever_a_driver_dies_each_job_is_submitted_once_and_succeeds(tmp_path
         assert world.accepted == {0: 1, 1: 1, 2: 1}, f"at edge {n}"
         if has_hooks:
             counts = recorder.counts("on_job_succeeded")
-            assert all(1 <= counts[job.index] <= 2 for job in jobs), "at least once, for each driver"
+            assert all(1 <= counts[job.index] <= 2 for job in jobs), (
+                "at least once, for each driver"
+            )
 
 
 @pytest.mark.parametrize("edge", _faults.EDGES)
@@ -343,8 +347,7 @@ def test_a_kill_intent_is_carried_out_by_the_next_run(world, monkeypatch):
     async def main():
         xq = world.xqute()
         job = await xq.feed("x")
-        while job.status is not JobStatus.RUNNING:
-            await asyncio.sleep(1)
+        await until(lambda: job.status is JobStatus.RUNNING, "it runs")
         await xq.scheduler.kill_job_and_update_status(job)
 
     with monkeypatch.context() as patch:
@@ -362,8 +365,7 @@ def test_a_run_that_was_left_is_come_back_to(world):
     async def leaves():
         xq = world.xqute(forks=1)
         jobs = [await xq.feed(command) for command in COMMANDS]
-        while jobs[0].status is not JobStatus.RUNNING:
-            await asyncio.sleep(1)
+        await until(lambda: jobs[0].status is JobStatus.RUNNING, "it runs")
         await xq.detach()
         return [job.outcome for job in jobs]
 

@@ -1,9 +1,6 @@
 """For authors of schedulers and of programs over xqute: the contract as tests, a fake backend.
 
 `SchedulerContract` needs pytest, which is imported with it; the rest does not.
-
-Recovery, and a runner that kills drivers at random moments, join the promises when the core has a
-journal.
 """
 
 from __future__ import annotations
@@ -11,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ._behaviour import Behaviour, Calls, Fault, Faults, ManualClock, Tells
+from ._chaos import CHAOS_EDGES, ChaosReport, run_chaos
 from ._memory import MemoryJob, MemoryScheduler
 from ._needs import Needs, overrides_contract
 from ._recorder import HookCall, HookRecorder
@@ -20,8 +18,10 @@ if TYPE_CHECKING:
     from ._contract import SchedulerContract
 
 __all__ = [
+    "CHAOS_EDGES",
     "Behaviour",
     "Calls",
+    "ChaosReport",
     "Fault",
     "Faults",
     "HookCall",
@@ -36,6 +36,7 @@ __all__ = [
     "TooLateError",
     "bash",
     "overrides_contract",
+    "run_chaos",
     "until",
 ]
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from .. import _faults
 from .._engine.ledger import Ledger
 from ..scheduler import Phase
-from ._driver import WHILE_SENDING, Driver
+from ._driver import KILLED, WHILE_SENDING, Driver
 from ._rig import TooLateError, bash, make_scheduler
 
 if TYPE_CHECKING:
@@ -269,11 +269,10 @@ class _Round:
                 if driver.is_alive():
                     driver.kill(with_group=with_group)
             rc = driver.wait(deadline_s)
-        if os.environ.get("CHAOS_DEBUG"): print(f"{time.monotonic():.2f}", dies_at, dies_after_s, rc, len(driver.told), flush=True)
         if rc == 0:
             return driver.told
-        if rc != -9:
-            raise TooLateError(f"it died of something else, rc {rc}: {driver}")  # noqa: TRY003
+        if rc != KILLED:
+            raise TooLateError(f"it died of something else, rc {rc}: {driver}")
         if dies_at is not None:
             self._report.hits[dies_at[0]] += 1
         else:
@@ -352,5 +351,7 @@ class _Round:
         async with scheduler:
             states = await scheduler.poll_jobs(jobs)
         return [
-            job.index for job, state in states.items() if state.phase in (Phase.PENDING, Phase.RUNNING)
+            job.index
+            for job, state in states.items()
+            if state.phase in (Phase.PENDING, Phase.RUNNING)
         ]

@@ -34,7 +34,10 @@ if TYPE_CHECKING:
     from ..xqute import Xqute
     from ._contract import SchedulerContract
 
-__all__ = ["BEFORE_KILLING", "WHILE_SENDING", "Driver"]
+__all__ = ["BEFORE_KILLING", "KILLED", "WHILE_SENDING", "Driver"]
+
+#: What `Driver.wait` gives for one that was killed.
+KILLED = -signal.SIGKILL
 
 #: Instants beside those of `_faults.EDGES`: a submission is under way, where the backend takes any
 #: time for it; and a kill is intended, of which the backend has not heard.
@@ -72,8 +75,8 @@ class Driver:
 
     What it tells is kept in `told`, in order: ["ready"] when it is about to begin, then ["fed", i],
     ["submitted", i], ["started", i], ["killing", i] when that is so of job i; ["ended", i, outcome,
-    rc, adopted] after its hook; in the end ["over", [[outcome, rc, adopted], ...]], ["detached"], or
-    ["failed", type of the error, its message].
+    rc, adopted] when that is final; ["over", [[outcome, rc, adopted], ...]] in the end, before it
+    perhaps ["detached"]; or ["failed", type of the error, its message].
 
     Leaving its block kills it, if it is still there. Its methods block: call them in a thread.
 
@@ -215,7 +218,7 @@ class Driver:
             self._process.stdout.close()
 
 
-# --- in the other process --------------------------------------------------------------------------
+# --- in the other process ----------------------------------------------------------------------
 
 
 def _tell(*word: Any) -> None:

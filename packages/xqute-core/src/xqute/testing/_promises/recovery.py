@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from ... import _protocol
-from ...defaults import RC_LOST, JobOutcome, JobStatus
+from ...defaults import RC_LOST, SIGNAL_BASE, JobOutcome, JobStatus
 from ...errors import JobChangedError, WorkdirLockedError
 from ...job import Job
 from ...scheduler import BackendState, Phase, Scheduler, Submission
 from ...utils import CommandType
-from .._driver import BEFORE_KILLING, WHILE_SENDING, Driver
+from .._driver import BEFORE_KILLING, KILLED, WHILE_SENDING, Driver
 from .._needs import Needs, needs
 from .._recorder import HookRecorder
 from .._rig import Rig, bash, marker, replace
@@ -33,7 +32,7 @@ async def _dies_at(rig: Rig, instant: str, *commands: CommandType, **keywords: o
     """Have a driver feed commands, and kill itself at an instant."""
     with rig.driver(*commands, dies_at=(instant, 1), **keywords) as driver:
         rc = await asyncio.to_thread(driver.wait)
-    assert rc == -9, f"it did not die at {instant!r}: {driver}"
+    assert rc == KILLED, f"it did not die at {instant!r}: {driver}"
 
 
 async def _is_killed_when_it_has(rig: Rig, *word: object, commands: Sequence[CommandType]) -> None:
@@ -187,7 +186,7 @@ class RecoveryPromises:
 
     @needs(Needs.COMMANDS, Needs.NEW_DRIVER)
     async def test_a_job_that_the_backend_forgets_tells_its_end(self, rig: Rig) -> None:
-        """That the backend has no such job any more loses none: within the grace it tells itself."""
+        """That the backend has no such job loses none: within the grace it tells its end itself."""
         await _is_killed_when_it_has(rig, "submitted", 0, commands=[_waiting()])
         await rig.until_ready(_job_of(rig))
         async with rig.running() as xq:
@@ -229,7 +228,7 @@ class RecoveryPromises:
             await xq.scheduler.kill_job_and_update_status(job)
         assert (job.outcome, job.adopted) == (JobOutcome.KILLED, True)
         await rig.until(lambda: not rig.find_processes(word), "its processes are gone")
-        assert job.rc > 128
+        assert job.rc > SIGNAL_BASE
 
     @needs(Needs.COMMANDS, Needs.NEW_DRIVER)
     async def test_a_re_attached_job_that_ignores_term_is_killed(self, rig: Rig) -> None:
@@ -244,7 +243,7 @@ class RecoveryPromises:
 
     @needs(Needs.COMMANDS, Needs.NEW_DRIVER, Needs.PROCESSES)
     async def test_a_kill_intent_is_finished_by_the_next_run(self, rig: Rig) -> None:
-        """A driver that dies when it is about to kill: the next one kills, and then runs it anew."""
+        """A driver dies when it is about to kill: the next one kills, and then runs it anew."""
         word = marker()
         script = (
             f'{_RUNS}; [[ $(<"$XQUTE_JOB_METADIR/runs") == run ]] || exit 0\n'
@@ -255,7 +254,7 @@ class RecoveryPromises:
             await rig.until_ready(_job_of(rig))
             await rig.until(lambda: len(rig.find_processes(word)) == 1, "it runs")
             driver.say("kill", 0)
-            assert await asyncio.to_thread(driver.wait) == -9
+            assert await asyncio.to_thread(driver.wait) == KILLED
         [job] = await rig.run(bash(script, word))
         assert (job.outcome, job.rc) == (JobOutcome.SUCCEEDED, 0)
         assert rig.read(job, "runs") == b"run\nrun\n"
@@ -281,8 +280,10 @@ class RecoveryPromises:
         first = rig.xqute(forks=3)
         jobs = [await first.feed(command) for command in commands]
         await rig.until(
-            lambda: [job.has_ended for job in jobs] == [True, True, False]
-            and jobs[2].status is JobStatus.RUNNING,
+            lambda: (
+                [job.has_ended for job in jobs] == [True, True, False]
+                and jobs[2].status is JobStatus.RUNNING
+            ),
             "two have ended, and the last one runs",
         )
         await first.detach()
@@ -359,4 +360,3 @@ def _deny(scheduler: Scheduler) -> list[int]:
 
     replace(scheduler, "poll_jobs", poll_jobs)
     return asked
-
