@@ -19,6 +19,9 @@ def pytest_addoption(parser):
     group.addoption(
         "--seed", type=int, default=None, metavar="S", help="seed of the `seed` fixture and random"
     )
+    group.addoption(
+        "--kills", type=int, default=8, metavar="N", help="kill N drivers at random in test_chaos"
+    )
 
 
 def pytest_configure(config):

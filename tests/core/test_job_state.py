@@ -158,3 +158,23 @@ def test_clean_of_a_job_that_wrote_itself_works_on_a_new_folder_too(tmp_path):
     _fill(job)
     job.clean()
     assert not job.rc_file.exists()
+
+
+def test_claims_that_a_killed_driver_was_about_to_remove_are_removed_by_the_next(
+    tmp_path, monkeypatch
+):
+    job = Job(0, "true", tmp_path)
+    for name in ("job.start.a-0", "job.end.a-0"):
+        job.write_file(name, "")
+    unlink = os.unlink
+
+    def dies_after(path):
+        unlink(path)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", dies_after)
+        with pytest.raises(KeyboardInterrupt):
+            job.clean()
+    job.clean()
+    assert os.listdir(job.metadir) == []

@@ -400,11 +400,12 @@ class Job:
                 os.unlink(f"{folder}/{name}")
         if not retry:
             # Claims of attempts that have ended; the others still forbid a late start.
+            # The end goes last: whoever is killed in between leaves what the next one removes.
             for name in names:
                 if name.startswith("job.end."):
-                    os.unlink(f"{folder}/{name}")
                     with suppress(FileNotFoundError):
                         os.unlink(f"{folder}/job.start.{name.removeprefix('job.end.')}")
+                    os.unlink(f"{folder}/{name}")
         self._jid = None
         self._rc = None
 
