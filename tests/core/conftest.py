@@ -274,3 +274,27 @@ class ProcessScheduler(Scheduler):
 def process_scheduler():
     """A scheduler class with the three methods; derive from it to change one."""
     return ProcessScheduler
+
+
+@pytest.fixture
+def mounted(tmp_path):
+    """Mount a tmpfs: `mounted("size=64k")` gives its path. Needs `mount` and root's rights."""
+    made = []
+
+    def mount(options):
+        path = tmp_path / f"mnt{len(made)}"
+        path.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", path], check=True)
+        made.append(path)
+        return path
+
+    yield mount
+    for path in made:
+        subprocess.run(["umount", "-l", path], check=True)
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """A disk that takes nothing is waited for, but not for long."""
+    monkeypatch.setattr("xqute._engine.submitting._DISK_PATIENCE_S", 0.5)
+    monkeypatch.setattr("xqute._engine.journal._GIVE_UP_S", 0.5)

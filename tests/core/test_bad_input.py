@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import warnings
 
 import pytest
@@ -226,27 +225,6 @@ async def test_a_workdir_that_is_a_file_is_refused_when_the_run_is_made(tmp_path
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def _mount(path, options):
-    path.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", path], check=True)
-
-
-@pytest.fixture
-def mounted(tmp_path):
-    """Mount a tmpfs: `mounted("size=64k")` gives its path."""
-    made = []
-
-    def mount(options):
-        path = tmp_path / f"mnt{len(made)}"
-        _mount(path, options)
-        made.append(path)
-        return path
-
-    yield mount
-    for path in made:
-        subprocess.run(["umount", "-l", path], check=True)
-
-
 @pytest.mark.needs("mount", root=True)
 async def test_a_workdir_that_is_not_writable_is_refused_when_the_run_is_made(mounted):
     path = mounted("size=64k,ro")
@@ -266,7 +244,8 @@ async def test_a_workdir_that_becomes_unusable_is_told_at_feed(tmp_path):
 
 
 @pytest.mark.needs("mount", root=True)
-async def test_on_a_full_disk_each_job_tells_its_own_truth(mounted, tmp_path):
+@pytest.mark.usefixtures("impatient")
+async def test_on_a_full_disk_each_job_tells_its_own_truth(mounted):
     path = mounted("size=512k")
     xq = Xqute(workdir=path)
     before = await xq.put("echo before")
@@ -292,6 +271,7 @@ async def test_on_a_full_disk_each_job_tells_its_own_truth(mounted, tmp_path):
 
 
 @pytest.mark.needs("mount", root=True)
+@pytest.mark.usefixtures("impatient")
 async def test_without_a_free_inode_a_feed_names_the_reason(mounted):
     path = mounted("size=1m,nr_inodes=40")
     xq = Xqute(workdir=path)

@@ -6,10 +6,38 @@ import errno
 import os
 import stat
 from contextlib import suppress
+from typing import Final
 
-__all__ = ["check_way", "make_dir", "make_private", "read_text", "write_text"]
+__all__ = [
+    "check_way",
+    "freshen",
+    "make_dir",
+    "make_private",
+    "may_pass",
+    "read_text",
+    "write_text",
+]
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+#: What a disk says when it takes nothing just now: full, over quota, read-only, or out of reach.
+_PASSING: Final = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
+
+
+def may_pass(exc: BaseException | None) -> bool:
+    """Whether what a disk has refused it may take later."""
+    return isinstance(exc, OSError) and exc.errno in _PASSING
+
+
+def freshen(folder: str) -> None:
+    """Have the next listing of a folder tell what is there now, not what was there a while ago.
+
+    Network file systems answer listings from a cache, until something is made there from here.
+    Where nothing can be, the next listing is as good as the cache.
+    """
+    probe = f"{folder}/.probe-{os.getpid()}"
+    with suppress(OSError):
+        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        os.unlink(probe)
 
 
 def write_text(path: str, text: str, mode: int = 0o600) -> None:

@@ -1,16 +1,20 @@
 """Writes the journal: what a run sends to its backend and what comes of it, for who comes after.
 
-One folder, ``<workdir>/.run/journal``, with one segment for each run that has owned the workdir. A
-segment is only ever appended to, by its owner; everybody may read it at any time. Each of its lines
-is a checksum and a JSON array, which begins with the kind of the record:
+One folder, ``<workdir>/.run/journal``, with one segment for each run that has owned the workdir,
+``<number>-<run id>.jsonl``. A segment is only ever appended to, by its owner; everybody may read it
+at any time. Each of its lines is a checksum and a JSON array, which begins with the kind of the
+record:
 
     ["h", 1, run id, digest key, host, pid, boot id, epoch s]     the first line of a segment
     ["s", key, [[index, attempt, digest, gpu...], ...]]           these are about to be sent
-    ["i", index, native id]                                       the backend has accepted one
-    ["k", [index, ...]]                                           these are about to be killed
-    ["e", index, outcome, rc, cause, epoch s]                     the attempt of one has ended
-    ["d", [index, ...]]                                           their terminal hooks are done
+    ["i", index, attempt, native id]                              the backend has accepted one
+    ["k", index, attempt, ...]                                    these are about to be killed
+    ["e", index, attempt, outcome, rc, cause, epoch s]            the attempt of one has ended
+    ["d", index, attempt, ...]                                    their terminal hooks are done
     ["c", index, run id, attempt, ...]                            all of the above, of earlier runs
+
+An attempt is told by its number, one that an earlier run has begun by ``"<run id>-<number>"``. The
+checksum is the CRC-32 of the run id (of nothing, for the header) and the JSON, in hexadecimal.
 
 What a record announces happens after it is written, so that SIGKILL loses nothing. A line that is
 not as it was written (the disk was full, the power failed) counts as not written.
@@ -56,16 +60,17 @@ class Journal:
 
     def __init__(self, folder: str, run_id: str, ledger: Ledger, *, durable: bool) -> None:
         self._loop = asyncio.get_running_loop()
-        self._digest_key = bytes.fromhex(ledger.digest_key)
+        digest_key = ledger.digest_key or os.urandom(8).hex()
+        self._digest_key = bytes.fromhex(digest_key)
+        self._run_id = run_id
         self._records: list[str] = []
-        self._hooked: list[int] = []
+        self._hooked: list[str] = []
         #: Jobs whose attempt was announced and has not ended.
         self._announced: set[int] = set()
         #: What is left of a group that the disk took a part of.
         self._rest = b""
         self._is_due = False
-        #: Since when (loop time) the disk takes nothing; None: it does.
-        self._failing_since_s: float | None = None
+        self._is_failing = False
         self._is_durable = durable
         self._timer: asyncio.TimerHandle | None = None
         self._syncing: asyncio.Task[None] | None = None
@@ -74,6 +79,9 @@ class Journal:
         path = f"{folder}/{ledger.last_number + 1:06d}-{run_id}.jsonl"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
         self._fd = os.open(path, flags, 0o600)
+        me = (os.uname().nodename, os.getpid(), _protocol.boot_id(), round(time.time(), 3))
+        self._rest = encode(["h", VERSION, run_id, digest_key, *me])
+        self._wake()
 
     @classmethod
     async def open(cls, folder: str, run_id: str, *, durable: bool) -> tuple[Journal, Ledger]:
@@ -84,19 +92,16 @@ class Journal:
         """
         try:
             _files.make_dir(folder)
+            _files.freshen(folder)  # another machine may have added to it
             # In a thread: there may be a million jobs in it.
             ledger = await asyncio.to_thread(Ledger.read, folder)
-            ledger.digest_key = ledger.digest_key or os.urandom(8).hex()
             if len(ledger.segments) >= _MOST_SEGMENTS:
-                await asyncio.to_thread(ledger.compact)
-            journal = cls(folder, run_id, ledger, durable=durable)
+                await asyncio.to_thread(_compact, ledger)
+            return cls(folder, run_id, ledger, durable=durable), ledger
         except WorkdirError:
             raise
         except OSError as exc:
             raise WorkdirError(exc.errno, f"The journal cannot be used: {exc}") from exc
-        me = (os.uname().nodename, os.getpid(), _protocol.boot_id(), round(time.time(), 3))
-        journal._add(json.dumps(["h", VERSION, run_id, ledger.digest_key, *me]))
-        return journal, ledger
 
     # --- what is written -----------------------------------------------------------------------
 
@@ -132,11 +137,11 @@ class Journal:
 
     def accepted(self, job: Job, jid: int | str) -> None:
         """Write the native id of a job."""
-        self._add(f'["i",{job.index},{json.dumps(jid)}]')
+        self._add(f'["i",{_attempt(job)},{json.dumps(jid)}]')
 
     def killing(self, jobs: Iterable[Job]) -> None:
         """Write that jobs are about to be killed, at once if the disk takes it."""
-        self._add(json.dumps(["k", [job.index for job in jobs]]))
+        self._add(f'["k",{",".join(map(_attempt, jobs))}]')
         self.commit()
 
     def ended(self, job: Job) -> None:
@@ -146,11 +151,11 @@ class Journal:
         if job.outcome is JobOutcome.CANCELLED and not was_announced and job.submitted_at is None:
             return  # what is known of earlier attempts still holds
         cause = json.dumps(job.cause)
-        self._add(f'["e",{job.index},"{job.outcome}",{job.rc},{cause},{job.ended_at or 0:.3f}]')
+        self._add(f'["e",{_attempt(job)},"{job.outcome}",{job.rc},{cause},{job.ended_at or 0:.3f}]')
 
     def hooked(self, job: Job) -> None:
         """Write that the terminal hooks of a job are done."""
-        self._hooked.append(job.index)
+        self._hooked.append(_attempt(job))
         self._wake()
 
     # --- how -----------------------------------------------------------------------------------
@@ -171,31 +176,25 @@ class Journal:
     def commit(self) -> OSError | None:
         """Write what there is to be written; None: all of it is (what survives SIGKILL)."""
         if self._hooked:
-            self._records.append(f'["d",{self._hooked}]'.replace(" ", ""))
+            self._records.append(f'["d",{",".join(self._hooked)}]')
             self._hooked = []
         if self._records:
-            self._rest += b"".join(map(encode, self._records))
+            self._rest += b"".join([encode(record, self._run_id) for record in self._records])
             self._records = []
         try:
             while self._rest:
                 self._rest = self._rest[os.write(self._fd, self._rest) :]
         except OSError as exc:
-            if self._failing_since_s is None:
-                self._failing_since_s = self._loop.time()
+            if not self._is_failing:
+                self._is_failing = True
                 logger.warning("The journal cannot be written, and submissions wait: %s", exc)
             if self._timer is None:
                 self._timer = self._loop.call_later(_RETRY_S, self._write_again)
             return exc
-        if self._failing_since_s is not None:
-            self._failing_since_s = None
+        if self._is_failing:
+            self._is_failing = False
             logger.info("The journal is written again")
         return None
-
-    @property
-    def failing_s(self) -> float:
-        """For how many seconds the disk has taken nothing; 0: it does."""
-        since_s = self._failing_since_s
-        return 0.0 if since_s is None else self._loop.time() - since_s
 
     def _write_again(self) -> None:
         self._timer = None
@@ -238,3 +237,17 @@ class Journal:
             logger.warning("The journal cannot be synced: %s", exc)
         self._syncer.shutdown()
         os.close(self._fd)
+
+
+def _attempt(job: Job) -> str:
+    """Tell in JSON which attempt of which job: it may be one that an earlier run has begun."""
+    if job.run_id is None:
+        return f"{job.index},{job.trial_count}"
+    return f'{job.index},"{job.run_id}-{job.trial_count}"'
+
+
+def _compact(ledger: Ledger) -> None:
+    try:
+        ledger.compact()
+    except OSError as exc:
+        logger.warning("The journal stays in %d parts: %s", len(ledger.segments), exc)

@@ -8,6 +8,7 @@ import re
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from ..defaults import JobOutcome
@@ -20,15 +21,25 @@ __all__ = ["VERSION", "Entry", "Ledger", "encode"]
 VERSION = 1
 #: How many lines are read at a time, so that other threads have their turn.
 _LINES = 1000
-_SEGMENT_NAME = r"([0-9]{6,12})-[0-9a-z]+\.jsonl"
+_SEGMENT_NAME = r"([0-9]{6,12})-([0-9a-z]{1,32})\.jsonl"
 _RUN_ID = re.compile(r"[0-9a-z]{1,32}").fullmatch
 
 
-def encode(record: list[Any] | str) -> bytes:
-    """Give the line of a record: its checksum, a space, its JSON."""
+def encode(record: list[Any] | str, run_id: str = "") -> bytes:
+    """Give the line of a record: its checksum, a space, its JSON.
+
+    Args:
+        record: The record, or its JSON.
+        run_id: Whose segment it is for, which the checksum covers, so that a line that has come
+            there from another does not count; none for a header.
+    """
     text = record if isinstance(record, str) else json.dumps(record, separators=(",", ":"))
     body = text.encode("ascii")
-    return b"%08x %s\n" % (zlib.crc32(body), body)
+    return b"%08x %s\n" % (zlib.crc32(body, _seed(run_id)), body)
+
+
+def _seed(run_id: str) -> int:
+    return zlib.crc32(run_id.encode("ascii"))
 
 
 class Entry:
@@ -106,7 +117,6 @@ class Ledger:
         self._folder = folder
         self._run_id = ""
         self._apply: dict[str, Callable[..., None]] = {
-            "h": self._on_header,
             "s": self._on_sending,
             "i": self._on_id,
             "k": self._on_kill,
@@ -138,70 +148,94 @@ class Ledger:
         except FileNotFoundError:
             return
         matches = [match for name in names if (match := re.fullmatch(_SEGMENT_NAME, name))]
-        for match in sorted(matches, key=lambda match: int(match[1])):
+        for match in sorted(matches, key=lambda match: (int(match[1]), match[2])):
             self.segments.append(f"{self._folder}/{match[0]}")
             self.last_number = int(match[1])
+            self._run_id = match[2]
             with open(self.segments[-1], "rb") as file:
                 lines = file.read().split(b"\n")
-            self._run_id = ""
-            for record in _records(lines):
+            self._take_header(lines[0])
+            for record in _records(lines[1:], _seed(self._run_id)):
                 self._take(record)
+
+    def _take_header(self, line: bytes) -> None:
+        """Apply the first line of a segment; of any version it is a list of kind, version, ..."""
+        try:
+            [(kind, version, *fields)] = _records([line], _seed(""))
+            if kind == "h" and version != VERSION:
+                raise WorkdirError(
+                    f"The journal {self._folder} was written by another version of xqute: "
+                    f"its format is {version!r}, this one reads {VERSION}"
+                )
+            run_id, key, host, pid, _boot, at = fields
+            if kind != "h" or run_id != self._run_id:
+                raise ValueError("it is not of this segment")
+            bytes.fromhex(key)
+            self.owners.append((run_id, str(host), _natural(pid), float(at)))
+            self.digest_key = self.digest_key or key
+        except (TypeError, ValueError, OverflowError) as exc:
+            # Its run was killed, or the power failed, before it was there; or it came to harm.
+            logger.debug("%s has no header (%r): %.200r", self.segments[-1], exc, line)
 
     def _take(self, record: Any) -> None:
         """Apply one record; one that makes no sense is passed over."""
         try:
             kind, *fields = record
-            if kind != "h" and not self._run_id:
-                raise ValueError("no header")
             self._apply[kind](*fields)
-        except WorkdirError:
-            raise
-        except (TypeError, ValueError, KeyError) as exc:
+        except (TypeError, ValueError, KeyError, OverflowError) as exc:
             logger.warning("A record of the journal makes no sense (%r): %.200r", exc, record)
 
     # --- the kinds of records, as `Journal` writes them ----------------------------------------
 
-    def _on_header(
-        self, version: int, run_id: str, key: str, host: str, pid: int, _boot: str, at: float
-    ) -> None:
-        if version != VERSION:
-            raise WorkdirError(
-                f"The journal {self._folder} was written by another version of xqute: "
-                f"its format is {version!r}, this one reads {VERSION}"
-            )
-        if not _RUN_ID(run_id):
-            raise ValueError("run id")
-        bytes.fromhex(key)
-        self._run_id = run_id
-        self.digest_key = self.digest_key or key
-        self.owners.append((run_id, str(host), int(pid), float(at)))
-
     def _on_sending(self, key: str | None, jobs: list[list[Any]]) -> None:
+        sent = {}
         for position, (index, attempt, digest, *gpus) in enumerate(jobs):
             entry = Entry(self._run_id, _natural(attempt), _text(key), position, str(digest))
             entry.gpus = tuple(map(str, gpus))
-            self.entries[_natural(index)] = entry
+            sent[_natural(index)] = entry
+        self.entries.update(sent)
 
-    # What is said of a job that was never announced is of no use to anybody.
+    def _entry(self, index: int, attempt: int | str) -> Entry | None:
+        """Give the entry that a record is about.
 
-    def _on_id(self, index: int, jid: int | str) -> None:
-        if (entry := self.entries.get(index)) is not None:
+        None: of that attempt nothing is known. It was never announced, or that line came to harm;
+        what is said of it must not be taken for news of another one.
+        """
+        entry = self.entries.get(index)
+        if entry is None:
+            return None
+        is_own = entry.attempt == attempt and entry.run_id == self._run_id
+        return entry if is_own or entry.tag == attempt else None
+
+    def _on_id(self, index: int, attempt: int | str, jid: int | str) -> None:
+        if (entry := self._entry(index, attempt)) is not None:
             entry.jid = _jid(jid)
 
-    def _on_kill(self, indices: list[int]) -> None:
-        for index in indices:
-            if (entry := self.entries.get(index)) is not None:
-                entry.killed = True
+    def _on_kill(self, *attempts: int | str) -> None:
+        for entry in self._entries_of(attempts):
+            entry.killed = True
 
-    def _on_end(self, index: int, outcome: str, rc: int, cause: str | None, at: float) -> None:
-        if (entry := self.entries.get(index)) is not None:
+    def _on_end(
+        self,
+        index: int,
+        attempt: int | str,
+        outcome: str,
+        rc: int,
+        cause: str | None,
+        at: float,
+    ) -> None:
+        if (entry := self._entry(index, attempt)) is not None:
             ended = (JobOutcome(outcome), int(rc), _text(cause), float(at))
             entry.outcome, entry.rc, entry.cause, entry.ended_at = ended
 
-    def _on_hooked(self, indices: list[int]) -> None:
-        for index in indices:
-            if (entry := self.entries.get(index)) is not None:
-                entry.hooked = True
+    def _on_hooked(self, *attempts: int | str) -> None:
+        for entry in self._entries_of(attempts):
+            entry.hooked = True
+
+    def _entries_of(self, attempts: tuple[Any, ...]) -> list[Entry]:
+        pairs = zip(attempts[::2], attempts[1::2], strict=True)
+        found = [self._entry(index, attempt) for index, attempt in pairs]
+        return [entry for entry in found if entry is not None]
 
     def _on_copy(self, index: int, *fields: Any) -> None:
         run_id, attempt, key, position, digest, *rest = fields
@@ -221,18 +255,25 @@ class Ledger:
     def compact(self) -> None:
         """Replace all segments by one that says the same. For the owner of the workdir only.
 
+        Killed at any instant, it leaves a journal that says the same.
+
         Raises:
             OSError: If it cannot be written; then nothing is changed.
         """
-        number = self.last_number + 1
-        path = f"{self._folder}/{number:06d}-{self._run_id or '0'}.jsonl"
+        number, run_id = self.last_number + 1, self._run_id
+        path = f"{self._folder}/{number:06d}-{run_id}.jsonl"
         part = f"{self._folder}/.part"
-        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            header = ["h", VERSION, self._run_id or "0", self.digest_key, "-", 0, "-", time.time()]
-            file.write(encode(header))
-            file.writelines(map(encode, self._copies()))
-            file.flush()
-            os.fsync(file.fileno())
+        header = ["h", VERSION, run_id, self.digest_key, "-", 0, "-", time.time()]
+        try:
+            with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(encode(header))
+                file.writelines(encode(copy, run_id) for copy in self._copies())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            with suppress(OSError):
+                os.unlink(part)
+            raise
         os.rename(part, path)
         folder = os.open(self._folder, os.O_RDONLY)
         try:
@@ -264,13 +305,13 @@ class Ledger:
             ]
 
 
-def _records(lines: list[bytes]) -> Iterator[Any]:
+def _records(lines: list[bytes], seed: int) -> Iterator[Any]:
     """Give the records of all lines that are as they were written."""
     for start in range(0, len(lines), _LINES):
         bodies = [
             line[9:]
             for line in lines[start : start + _LINES]
-            if line[:9] == b"%08x " % zlib.crc32(line[9:])
+            if line[:9] == b"%08x " % zlib.crc32(line[9:], seed)
         ]
         # At once, which is three times as fast; the checksums say that each is whole.
         try:

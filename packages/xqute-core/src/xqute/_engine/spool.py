@@ -74,13 +74,7 @@ class EventSpool:
 
     def look(self) -> None:
         """Make one fresh listing and tell what is in it."""
-        probe = f"{self._folder}/.probe-{os.getpid()}"
-        try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-            os.close(os.open(probe, flags, 0o600))
-            os.unlink(probe)
-        except OSError as exc:
-            logger.debug("No fresh listing of %s: %s", self._folder, exc)
+        _files.freshen(self._folder)
         try:
             names = os.listdir(self._folder)
         except OSError as exc:
