@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
@@ -33,6 +34,8 @@ __all__ = ["Job"]
 T = TypeVar("T")
 
 _ENDED = (JobStatus.FINISHED, JobStatus.FAILED)
+#: An exit code as the wrapper writes it, and nothing else that `int` might make a number of.
+_RC = r"0|-?[1-9][0-9]{0,9}"
 #: What each attempt writes anew, in the job's folder.
 _ATTEMPT_FILES = frozenset({"job.stdout", "job.stderr", "job.status", "job.rc", "job.jid"})
 #: Between these and the end, the wrapper alone knows where a job is.
@@ -279,11 +282,8 @@ class Job:
         """The exit code, 128+n for a death by signal n; -1 unknown, -2 not submitted, -3 lost."""
         if self._rc is not None:
             return self._rc
-        text = self.read_file("job.rc")
-        try:
-            return int(text) if text else RC_UNKNOWN
-        except ValueError:
-            return RC_UNKNOWN
+        text = (self.read_file("job.rc") or "").strip()
+        return int(text) if re.fullmatch(_RC, text) else RC_UNKNOWN
 
     @rc.setter
     def rc(self, rc: int | None) -> None:
@@ -380,34 +380,41 @@ class Job:
         Raises:
             OSError: If a file can neither be moved nor removed.
         """
-        folder = self.local_dir
-        kept = f"{folder}/job.retry/{self.trial_count}"
         try:
-            names = os.listdir(folder)
+            names = os.listdir(self.local_dir)
         except FileNotFoundError:
             self._make_folder()  # somebody has removed it
             names = []
+        if names:
+            # The listing may be behind the times, so what counts is gone for by name.
+            names = [*{*names, *_ATTEMPT_FILES}]
         if retry:
-            if os.path.isdir(kept):
-                import shutil
-
-                shutil.rmtree(kept)
-            _files.make_dir(kept)
-        for name in names:
-            if retry and (name in _ATTEMPT_FILES or name.startswith("job.wrapped.")):
-                os.rename(f"{folder}/{name}", f"{kept}/{name}")
-            elif name in _ATTEMPT_FILES:
-                os.unlink(f"{folder}/{name}")
-        if not retry:
-            # Claims of attempts that have ended; the others still forbid a late start.
-            # The end goes last: whoever is killed in between leaves what the next one removes.
-            for name in names:
-                if name.startswith("job.end."):
-                    with suppress(FileNotFoundError):
-                        os.unlink(f"{folder}/job.start.{name.removeprefix('job.end.')}")
-                    os.unlink(f"{folder}/{name}")
+            self._put_aside(names)
+        else:
+            self._remove(names)
         self._jid = None
         self._rc = None
+
+    def _put_aside(self, names: list[str]) -> None:
+        kept = f"{self.local_dir}/job.retry/{self.trial_count}"
+        if os.path.isdir(kept):
+            import shutil
+
+            shutil.rmtree(kept)
+        _files.make_dir(kept)
+        for name in names:
+            if name in _ATTEMPT_FILES or name.startswith("job.wrapped."):
+                with suppress(FileNotFoundError):
+                    os.rename(f"{self.local_dir}/{name}", f"{kept}/{name}")
+
+    def _remove(self, names: list[str]) -> None:
+        # Claims of attempts that have ended, too; the others still forbid a late start. The ends go
+        # last: whoever is killed in between leaves what the next one removes.
+        ended = [name for name in names if name.startswith("job.end.")]
+        started = [f"job.start.{name.removeprefix('job.end.')}" for name in ended]
+        for name in (*_ATTEMPT_FILES.intersection(names), *started, *ended):
+            with suppress(FileNotFoundError):
+                os.unlink(f"{self.local_dir}/{name}")
 
 
 def _as_words(cmd: Any) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ from .defaults import (
     JobErrorStrategy,
     JobStatus,
 )
-from .errors import ConfigError, WorkdirError
+from .errors import ConfigError, SubmitError, WorkdirError
 from .job import Job
 from .path import SpecPath
 from .plugin import HookTable, snapshot
@@ -474,13 +474,21 @@ class Scheduler(ABC):
 
         Raises:
             InvalidJobError: See `wrap_job_script`.
-            OSError: If it cannot be written.
+            SubmitError: If the disk takes nothing just now (it is full, say); transient.
+            OSError: If it cannot be written for another reason.
         """
         return job.metadir / self._write_wrapper(job)
 
     def _write_wrapper(self, job: Job) -> str:
         name = f"job.wrapped.{self.name}"
-        job.write_file(name, self.wrap_job_script(job))
+        script = self.wrap_job_script(job)
+        try:
+            job.write_file(name, script)
+        except OSError as exc:
+            if not _files.may_pass(exc):
+                raise
+            # Nothing was sent yet, and later the disk may take it.
+            raise SubmitError(f"{name} cannot be written: {exc}", transient=True) from exc
         return name
 
     def timeout_of(self, job: Job) -> float:

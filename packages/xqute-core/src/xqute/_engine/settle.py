@@ -11,6 +11,7 @@ from .lifecycle import End
 
 __all__ = ["claim_lost", "judge", "read_start"]
 
+_UNTOLD = "it has ended, but its exit code could not be stored (disk full?)"
 #: What the wrapper exits with if it has not begun.
 _RC_CLAIM_TAKEN, _RC_CLAIM_FAILED = 121, 122
 
@@ -129,7 +130,8 @@ def claim_lost(flight: Flight, state: BackendState, scheduler: Scheduler) -> End
                 return End.cancelled()
             return end._replace(reason=f"{end.reason}; it never started")
         if not _protocol.write_end(job.local_dir, flight.tag, rc, status, end.cause or ""):
-            return judge(flight, state, scheduler) or end
+            # Whoever won the claim has not said in it how it ended, and never will.
+            return judge(flight, state, scheduler) or end._replace(reason=_UNTOLD)
     except OSError as exc:
         return end._replace(reason=f"{end.reason}; {exc}")
     return end

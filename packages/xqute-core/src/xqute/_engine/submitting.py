@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from .. import _faults, _protocol
+from .. import _faults, _files, _protocol
 from ..defaults import JobStatus
 from ..errors import InvalidJobError, SchedulerError, SubmitError
 from ..job import Job
@@ -63,6 +63,8 @@ class Submitting:
         self._is_pumping = False
         self._n_refusals = 0
         self._held_until_s = 0.0
+        #: Since when (loop time) the disk takes nothing; None: it does.
+        self._disk_fails_since_s: float | None = None
         self._came_s = self._lingers_since_s = float("-inf")
         self._linger: asyncio.TimerHandle | None = None
 
@@ -308,7 +310,7 @@ class Submitting:
                 exc = sync_exc
         if exc is None:
             exc = self._clean(flights)
-        elif journal.failing_s < _DISK_PATIENCE_S:
+        elif self._awaits_disk():
             self._hold(exc)
         else:
             for flight in flights:
@@ -326,20 +328,31 @@ class Submitting:
         return False
 
     def _clean(self, flights: list[Flight]) -> OSError | None:
-        """Remove what earlier attempts have left; a job for which that fails is refused."""
+        """Remove what earlier attempts have left; a job that this fails for is refused."""
         failure = None
         for flight in flights:
             try:
                 flight.job.clean()
             except OSError as exc:
                 failure = exc
+                if _files.may_pass(exc) and self._awaits_disk():
+                    self._hold(exc)
+                    break
                 self._watching.turn_back(flight)
                 self._refuse(flight.job, exc)
         return failure
 
+    def _awaits_disk(self) -> bool:
+        """Whether a disk that takes nothing is waited for, still."""
+        now_s = self._run.loop.time()
+        if self._disk_fails_since_s is None:
+            self._disk_fails_since_s = now_s
+        return now_s - self._disk_fails_since_s < _DISK_PATIENCE_S
+
     def _is_accepted(self, flight: Flight, jid: int | str | None) -> None:
         job = flight.job
         self._n_refusals = 0
+        self._disk_fails_since_s = None
         if jid is not None:
             self._run.assign_jid(job, jid)
             _faults.reach_soon("after-journal")
@@ -350,6 +363,8 @@ class Submitting:
     def _is_refused(self, flight: Flight, exc: Exception) -> None:
         job = flight.job
         transient = isinstance(exc, SubmitError) and exc.transient
+        if _files.may_pass(exc.__cause__):
+            transient = transient and self._awaits_disk()
         maybe = isinstance(exc, SubmitError) and exc.maybe_submitted
         if maybe and not self._revoke(flight):
             # It started all the same: it is ours, under an id that we were not told.

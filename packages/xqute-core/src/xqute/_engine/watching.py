@@ -193,7 +193,8 @@ class Watching:
                 # The wrapper does, and tells so; this is for one that cannot.
                 timeout_s += scheduler.kill_grace_s + 5
             if flight.began_at is not None:
-                timeout_s = max(0.0, timeout_s - (time.time() - flight.began_at))
+                # The clock may have been set back since.
+                timeout_s = max(0.0, timeout_s - max(0.0, time.time() - flight.began_at))
             flight.timer = self._run.loop.call_later(timeout_s, self._time_out, flight)
         if self._polling is None and "on_job_polling" in self._run.hooks:
             self._polling = self._run.loop.call_later(_POLLING_HOOK_INTERVAL_S, self._poll_hooks)
