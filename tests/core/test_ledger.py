@@ -279,8 +279,8 @@ JSON = st.recursive(
         st.text(max_size=8),
         st.sampled_from(["succeeded", "failed", "0a-0", "\ud800", "../../etc"]),
     ),
-    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=3), inner),
-    max_leaves=8,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=4,
 )
 RECORD = st.one_of(
     JSON,
