@@ -175,8 +175,10 @@ class Job:
         self.submitted_at: float | None = None
         self.started_at: float | None = None
         self.ended_at: float | None = None
-        self.error_retry = error_retry  # noqa: PLE0237  # a descriptor of the class
-        self.num_retries = num_retries  # noqa: PLE0237  # likewise
+        if error_retry is not None:
+            self.error_retry = error_retry  # a descriptor of the class
+        if num_retries is not None:
+            self.num_retries = num_retries  # likewise
         self._make_folder()
 
     def _make_folder(self) -> None:
@@ -425,6 +427,8 @@ def _as_words(cmd: Any) -> tuple[str, ...]:
             return tuple(shlex.split(cmd))
         except ValueError as exc:
             raise InvalidJobError(f"The command {cmd!r} cannot be split into words: {exc}") from exc
+    if isinstance(cmd, list | tuple) and all(type(word) is str for word in cmd):
+        return tuple(cmd)
     if isinstance(cmd, bytes | Mapping) or not isinstance(cmd, Iterable):
         raise InvalidJobError(f"A command is a string or a sequence of words: {cmd!r}")
     return tuple(os.fsdecode(word) if isinstance(word, bytes) else str(word) for word in cmd)

@@ -73,7 +73,7 @@ _NAMES = tuple(field.name for field in dataclasses.fields(Resources))
 
 def check_resources(resources: Any) -> None:
     """Raise ConfigError for what can be no resources; a callable is judged when it is called."""
-    if not callable(resources):
+    if resources is not None and not callable(resources):
         _lay_over(Resources(), resources)
 
 

@@ -63,8 +63,12 @@ class Ending:
         job.rc, job.ended_at = end.rc, ended_at or None
         job.outcome, job.cause = end.outcome, end.cause
         self._run.transition(job, end.status)
-        self._run.call_hook(job, HOOK_OF_OUTCOME[end.outcome])
-        self._run.chains.then(job, partial(self._follow_up, job, end, None))
+        hook = HOOK_OF_OUTCOME[end.outcome]
+        if hook in self._run.hooks:
+            self._run.call_hook(job, hook)
+            self._run.chains.then(job, partial(self._follow_up, job, end, None))
+        else:
+            self._close(job)
 
     def finish_as_set(self, job: Job, *, tell: bool) -> None:
         """A plugin has set the terminal status that the job has; nothing is tried again.

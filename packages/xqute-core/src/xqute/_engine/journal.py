@@ -28,6 +28,7 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from json.encoder import encode_basestring_ascii
 from typing import Any
 
 from .. import _files, _protocol
@@ -63,6 +64,8 @@ class Journal:
         digest_key = ledger.digest_key or os.urandom(8).hex()
         self._digest_key = bytes.fromhex(digest_key)
         self._run_id = run_id
+        self._parts: list[Any] | None = None
+        self._digester: Any = None
         self._records: list[str] = []
         self._hooked: list[str] = []
         #: Jobs whose attempt was announced and has not ended.
@@ -105,13 +108,22 @@ class Journal:
 
     # --- what is written -----------------------------------------------------------------------
 
-    def digest(self, parts: list[Any]) -> str:
-        """Give a short keyed digest of what JSON can tell."""
-        # Imported late: not needed to `import xqute`.
-        from hashlib import blake2b
+    def digest(self, command: Iterable[str], parts: list[Any]) -> str:
+        """Give a short keyed digest of a command, and of what else JSON can tell.
 
-        text = json.dumps(parts).encode("ascii")
-        return blake2b(text, digest_size=8, key=self._digest_key).hexdigest()
+        The parts are mostly those of the job before: they are digested once.
+        """
+        if parts != self._parts:
+            # Imported late: not needed to `import xqute`.
+            from hashlib import blake2b
+
+            text = json.dumps(parts).encode("ascii")
+            self._parts = parts
+            self._digester = blake2b(text, digest_size=8, key=self._digest_key)
+        digester = self._digester.copy()
+        digester.update(",".join(map(encode_basestring_ascii, command)).encode("ascii"))
+        digest: str = digester.hexdigest()
+        return digest
 
     def sending(self, key: str | None, jobs: Sequence[tuple[Job, str]]) -> OSError | None:
         """Write that jobs, each with its digest, are about to be sent.

@@ -22,6 +22,7 @@ VERSION = 1
 #: How many lines are read at a time, so that other threads have their turn.
 _LINES = 1000
 _SEGMENT_NAME = r"([0-9]{6,12})-([0-9a-z]{1,32})\.jsonl"
+_OUTCOMES: dict[Any, JobOutcome] = {outcome.value: outcome for outcome in JobOutcome}
 _RUN_ID = re.compile(r"[0-9a-z]{1,32}").fullmatch
 
 
@@ -116,7 +117,7 @@ class Ledger:
         self.owners: list[tuple[str, str, int, float]] = []
         self._folder = folder
         self._run_id = ""
-        self._apply: dict[str, Callable[..., None]] = {
+        self._apply: dict[str, Callable[[list[Any]], None]] = {
             "s": self._on_sending,
             "i": self._on_id,
             "k": self._on_kill,
@@ -180,18 +181,19 @@ class Ledger:
     def _take(self, record: Any) -> None:
         """Apply one record; one that makes no sense is passed over."""
         try:
-            kind, *fields = record
-            self._apply[kind](*fields)
-        except (TypeError, ValueError, KeyError, OverflowError) as exc:
+            self._apply[record[0]](record)
+        except (TypeError, ValueError, LookupError, OverflowError) as exc:
             logger.warning("A record of the journal makes no sense (%r): %.200r", exc, record)
 
     # --- the kinds of records, as `Journal` writes them ----------------------------------------
 
-    def _on_sending(self, key: str | None, jobs: list[list[Any]]) -> None:
+    def _on_sending(self, record: list[Any]) -> None:
+        _, key, jobs = record
         sent = {}
         for position, (index, attempt, digest, *gpus) in enumerate(jobs):
             entry = Entry(self._run_id, _natural(attempt), _text(key), position, str(digest))
-            entry.gpus = tuple(map(str, gpus))
+            if gpus:
+                entry.gpus = tuple(map(str, gpus))
             sent[_natural(index)] = entry
         self.entries.update(sent)
 
@@ -207,38 +209,31 @@ class Ledger:
         is_own = entry.attempt == attempt and entry.run_id == self._run_id
         return entry if is_own or entry.tag == attempt else None
 
-    def _on_id(self, index: int, attempt: int | str, jid: int | str) -> None:
+    def _on_id(self, record: list[Any]) -> None:
+        _, index, attempt, jid = record
         if (entry := self._entry(index, attempt)) is not None:
             entry.jid = _jid(jid)
 
-    def _on_kill(self, *attempts: int | str) -> None:
-        for entry in self._entries_of(attempts):
+    def _on_kill(self, record: list[Any]) -> None:
+        for entry in self._entries_of(record):
             entry.killed = True
 
-    def _on_end(
-        self,
-        index: int,
-        attempt: int | str,
-        outcome: str,
-        rc: int,
-        cause: str | None,
-        at: float,
-    ) -> None:
+    def _on_end(self, record: list[Any]) -> None:
+        _, index, attempt, outcome, rc, cause, at = record
         if (entry := self._entry(index, attempt)) is not None:
-            ended = (JobOutcome(outcome), int(rc), _text(cause), float(at))
+            ended = (_OUTCOMES[outcome], int(rc), _text(cause), float(at))
             entry.outcome, entry.rc, entry.cause, entry.ended_at = ended
 
-    def _on_hooked(self, *attempts: int | str) -> None:
-        for entry in self._entries_of(attempts):
+    def _on_hooked(self, record: list[Any]) -> None:
+        for entry in self._entries_of(record):
             entry.hooked = True
 
-    def _entries_of(self, attempts: tuple[Any, ...]) -> list[Entry]:
-        pairs = zip(attempts[::2], attempts[1::2], strict=True)
-        found = [self._entry(index, attempt) for index, attempt in pairs]
+    def _entries_of(self, record: list[Any]) -> list[Entry]:
+        found = map(self._entry, record[1::2], record[2::2])
         return [entry for entry in found if entry is not None]
 
-    def _on_copy(self, index: int, *fields: Any) -> None:
-        run_id, attempt, key, position, digest, *rest = fields
+    def _on_copy(self, record: list[Any]) -> None:
+        _, index, run_id, attempt, key, position, digest, *rest = record
         jid, killed, outcome, rc, cause, at, hooked, *gpus = rest
         if not _RUN_ID(run_id):
             raise ValueError("run id")
@@ -246,7 +241,7 @@ class Ledger:
         entry.jid = None if jid is None else _jid(jid)
         entry.killed, entry.hooked = bool(killed), bool(hooked)
         entry.gpus = tuple(map(str, gpus))
-        entry.outcome = None if outcome is None else JobOutcome(outcome)
+        entry.outcome = None if outcome is None else _OUTCOMES[outcome]
         entry.rc, entry.cause, entry.ended_at = int(rc), _text(cause), float(at)
         self.entries[_natural(index)] = entry
 

@@ -67,18 +67,14 @@ class Run:
         """Give the digest of a job's command and of all that makes it the same job or another."""
         scheduler = self.scheduler
         cwd = scheduler.cwd if job.cwd is None else job.cwd
-        return self.journal.digest(
-            [
-                list(job.cmd),
-                sorted((name, str(value)) for name, value in job.envs.items())
-                if job.has_envs
-                else [],
-                None if cwd is None else str(cwd),
-                scheduler.prescript,
-                scheduler.postscript,
-                job.scheduler_opts and sorted(map(str, job.scheduler_opts.items())),
-            ]
-        )
+        parts = [
+            None if cwd is None else str(cwd),
+            scheduler.prescript,
+            scheduler.postscript,
+            job.scheduler_opts and sorted(map(str, job.scheduler_opts.items())),
+            sorted((name, str(value)) for name, value in job.envs.items()) if job.has_envs else [],
+        ]
+        return self.journal.digest(job.cmd, parts)
 
     def call_hook(self, job: Job, hook: str, *args: object) -> None:
         """Have a hook called, after the job's earlier ones."""
