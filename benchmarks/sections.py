@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from bench import fill, lag_figures
+from recovery import recovery
 from reporting import Figure, Section, Target
 from throughput import throughput
 
@@ -174,4 +175,5 @@ SECTIONS: dict[str, Callable[[Bench], Section]] = {
     "sleep": sleeping,
     "engine": engine,
     "import": importing,
+    "recovery": recovery,
 }

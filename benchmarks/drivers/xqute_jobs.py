@@ -2,7 +2,7 @@
 
 Prints `seconds` (wall, from the first feed until `run_until_complete` returned), `cpu_s` (user and
 system time of this process alone in that time, without its children), and with --lag `lags_ms` and
-`lags_by_time_ms`: see `LagSampler`.
+`lags_by_time_ms`: see `LagSampler`. With --no-journal nothing is written there.
 """
 
 from __future__ import annotations
@@ -35,8 +35,21 @@ def _scheduler(name: str) -> str | type[Scheduler]:
     return MemoryScheduler
 
 
+def _write_no_journal() -> None:
+    from xqute._engine.journal import Journal
+
+    def do_nothing(*_: Any) -> None:
+        return
+
+    for name in ("sending", "accepted", "killing", "ended", "hooked", "commit"):
+        setattr(Journal, name, do_nothing)
+    Journal.digest = lambda *_: ""  # type: ignore[method-assign]
+
+
 async def _measure(options: argparse.Namespace) -> dict[str, Any]:
     command = shlex.split(options.command)
+    if options.no_journal:
+        _write_no_journal()
     xq = Xqute(_scheduler(options.scheduler), forks=options.forks, workdir="jobs")
     sampler = LagSampler()
     with sampler if options.lag else nullcontext():
@@ -63,4 +76,5 @@ if __name__ == "__main__":
     parser.add_argument("--jobs", type=int, required=True)
     parser.add_argument("--command", default="true")
     parser.add_argument("--lag", action="store_true")
+    parser.add_argument("--no-journal", action="store_true")
     print(json.dumps(asyncio.run(_measure(parser.parse_args()))))

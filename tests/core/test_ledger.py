@@ -52,7 +52,7 @@ class Model:
         assert (version, told) == (1, run_id)
 
     def on_s(self, run_id, key, jobs):
-        for position, (index, attempt, digest) in enumerate(jobs):
+        for position, (index, attempt, digest, *gpus) in enumerate(jobs):
             self.entries[index] = {
                 "run_id": run_id,
                 "attempt": attempt,
@@ -66,6 +66,7 @@ class Model:
                 "cause": None,
                 "ended_at": 0.0,
                 "hooked": False,
+                "gpus": tuple(gpus),
             }
             self.note(index)
 
