@@ -51,6 +51,7 @@ def recovery(bench: Bench) -> Section:
     def measure() -> list[Figure]:
         size_b, results = resume()
         pairs = [(run(), run("--no-journal")) for _ in range(sizes.rounds)]
+        ratios = [theirs / ours for ours, theirs in pairs]
         return [
             Figure.of_median("resume", "s", [each["seconds"] for each in results]),
             Figure.of_median("resume, CPU", "s", [each["cpu_s"] for each in results]),
@@ -58,9 +59,7 @@ def recovery(bench: Bench) -> Section:
             Figure.of_median("journal", "B/job", [size_b]),
             Figure.of_median("with journal", "jobs/s", [sizes.jobs / ours for ours, _ in pairs]),
             Figure.of_median("without", "jobs/s", [sizes.jobs / theirs for _, theirs in pairs]),
-            Figure.of_median(
-                "with / without", "times", [without / ours for ours, without in pairs]
-            ),
+            Figure.of_median("with / without", "times", ratios),
         ]
 
     title = f"resume of {many:,} ended jobs; `true` with and without a journal, forks={FORKS}"

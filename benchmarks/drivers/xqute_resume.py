@@ -3,9 +3,9 @@
 With --prepare: leave such a run in the workdir, and tell `journal_b`, the bytes of its journal. Its
 jobs are in-memory ones, for their journal is that of others; each gets a folder.
 
-Without: feed the same jobs to the local scheduler with `resume=True` and print `seconds` (wall, from
-before the first feed until `run_until_complete` has returned), `cpu_s` (user and system time of
-this process in that time) and `read_s` (reading the journal alone, before and apart from that).
+Without: feed the same jobs to the local scheduler with `resume=True` and print `seconds` (wall,
+from before the first feed until `run_until_complete` has returned), `cpu_s` (user and system time
+of this process in that time) and `read_s` (reading the journal alone, before and apart from that).
 """
 
 from __future__ import annotations
