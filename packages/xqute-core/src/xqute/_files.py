@@ -110,7 +110,7 @@ def _take_dir(path: str) -> None:
         what = "a symbolic link" if stat.S_ISLNK(about.st_mode) else "no folder"
         raise FileExistsError(errno.EEXIST, f"It is {what}", path)
     # A file server, or a container, may give files another owner than their maker.
-    if about.st_uid not in (os.geteuid(), _uid_of_new(os.path.dirname(path))):
+    if about.st_uid != os.geteuid() and about.st_uid != _uid_of_new(os.path.dirname(path)):
         raise PermissionError(errno.EPERM, f"It belongs to {_user(about.st_uid)}", path)
     _allow_at_most(path, about.st_mode, ~_OTHERS_WRITE)
 
