@@ -1,0 +1,135 @@
+"""Plans of many jobs as one array: the script that a task runs, and who the tasks are.
+
+A plan has two files in ``<workdir>/.run/plans``, which only the user can read, and which are there
+before the plan leaves: ``<key>.sh``, the script, and ``<key>``, the submission key of each task, a
+line each. So whoever comes later can tell whose a task is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from .. import _files
+from ..defaults import JOBCMD_WRAPPER_LANG
+from ..wrapper import quote
+
+__all__ = ["Plans", "render_dispatch"]
+
+#: How many plans are remembered; the others are read again when they are needed.
+_MANY = 256
+_READ_BYTES = 64 * 1024 * 1024
+
+
+class Plans:
+    """The plans of a workdir: written once, and read when they are not remembered."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[str, tuple[str, ...]] = OrderedDict()
+
+    def write(self, workdir: str, key: str, tasks: Sequence[str], script: str) -> str:
+        """Write a plan down; give the path of its script.
+
+        Args:
+            workdir: The folder of the run, as seen from here.
+            key: The plan's.
+            tasks: The submission keys of its jobs, in the order of the tasks.
+            script: What each task runs.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        folder = _folder(workdir)
+        _files.make_dir(folder)
+        _files.write_text(f"{folder}/{key}", "".join(f"{task}\n" for task in tasks))
+        path = f"{folder}/{key}.sh"
+        _files.write_text(path, script)
+        self._remember(key, tuple(tasks))
+        return path
+
+    def tasks_of(self, workdir: str, key: str) -> tuple[str, ...]:
+        """Give the submission keys of a plan's jobs; none if there is no such plan."""
+        if key not in self._known:
+            try:
+                text = _files.read_text(f"{_folder(workdir)}/{key}", _READ_BYTES)
+            except OSError:
+                text = None
+            if text is None:
+                return ()
+            self._remember(key, tuple(text.splitlines()))
+        self._known.move_to_end(key)
+        return self._known[key]
+
+    def find(self, workdir: str, wanted: set[str]) -> dict[str, tuple[str, int]]:
+        """Find, for each of these submission keys, its plan and its place there."""
+        try:
+            names = os.listdir(_folder(workdir))
+        except FileNotFoundError:
+            return {}
+        return {
+            task: (name, place)
+            for name in names
+            if not name.endswith(".sh")
+            for place, task in enumerate(self.tasks_of(workdir, name))
+            if task in wanted
+        }
+
+    def _remember(self, key: str, tasks: tuple[str, ...]) -> None:
+        self._known[key] = tasks
+        while len(self._known) > _MANY:
+            self._known.popitem(last=False)
+
+
+def render_dispatch(
+    *,
+    head: str,
+    workdir: str,
+    indices: Sequence[int],
+    tag: str,
+    wrapper_name: str,
+    place: str,
+    forward: str = "",
+    shell: str = JOBCMD_WRAPPER_LANG,
+) -> str:
+    """Give the script that goes to the backend and starts a job's own wrapper.
+
+    An attempt that was given up is not begun: the wrapper of a later one may have its place.
+
+    Args:
+        head: The first lines, verbatim: the shebang, and the backend's options.
+        workdir: The folder of the run, as seen from where the job runs.
+        indices: Of the jobs, in the order of the tasks.
+        tag: What the claims of all these attempts are named after.
+        wrapper_name: The file name of a wrapper in a job's folder.
+        place: A bash arithmetic expression that gives the task's place in that order.
+        forward: The name of a signal that the backend sends to this script alone, and that all
+            processes of the job are to get; empty: there is none.
+        shell: What runs the wrapper.
+    """
+    start = "exec " if not forward else ""
+    lines = [
+        head.rstrip("\n"),
+        f"xq_indices=({' '.join(map(str, indices))})",
+        f"xq_dir={quote(workdir)}/${{xq_indices[{place}]}}",
+        f"[[ -e $xq_dir/job.start.{tag} ]] && exit 121",
+        f'{start}{shell} -p "$xq_dir"/{wrapper_name}',
+    ]
+    if forward:
+        lines[-1:] = [
+            # In braces: a plain background command would ignore SIGINT.
+            f'{{ {shell} -p "$xq_dir"/{wrapper_name}; }} &',
+            f"trap 'trap : {forward}; kill -s {forward} 0' {forward}",
+            "trap : TERM",
+            "while :; do",
+            '    wait "$!"; xq_rc=$?',
+            # A wait that a signal interrupted says 128 and more; so may the job.
+            '    kill -0 "$!" 2>/dev/null || break',
+            "done",
+            'exit "$xq_rc"',
+        ]
+    return "\n".join([*lines, ""])
+
+
+def _folder(workdir: str) -> str:
+    return f"{workdir}/.run/plans"

@@ -1,0 +1,444 @@
+"""The scheduler for a batch cluster: plans of arrays, one look at the queue for all jobs, kills."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar
+
+from .. import _protocol
+from .._checks import check_count, check_seconds
+from ..defaults import JOBCMD_WRAPPER_LANG, JobCause
+from ..errors import ConfigError, SchedulerError, SubmitError
+from ..job import Job
+from ..scheduler import BackendState, Phase, Scheduler, Submission
+from ..utils import logger
+from .arrays import Plans, render_dispatch
+from .queue import Queue, QueueRow, Snapshot
+from .rounds import Rounds
+
+__all__ = ["ClusterScheduler", "QueueRow"]
+
+#: How long rendering wrappers may keep the event loop from others.
+_TURN_S = 0.005
+#: How old may be what is told of a single job.
+_SAME_LOOK_S = 1.0
+#: How many missing jobs are remembered until old ones are forgotten, and what is old.
+_MANY_MISSED, _FORGET_S = 1000, 600.0
+_MAX_PREFIX = 40
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]")
+
+
+class ClusterScheduler(Scheduler):
+    """What is the same for all batch clusters; see the methods that raise NotImplementedError.
+
+    Args:
+        max_running: How many tasks of one array may run at once; None: as many as the site allows.
+        signal_before_end_s: Seconds before the end of its walltime at which a job is warned by
+            SIGUSR1, sent to all its processes; None: it is not.
+        client_timeout_s: How long one call of a client program may take.
+        array_size: How many jobs may go into one array; 1: no arrays.
+
+    Further arguments are those of `Scheduler`.
+    """
+
+    explains_failures = True
+    #: A bash arithmetic expression: the place of a task in its array, from 0.
+    task_place: ClassVar[str] = ""
+
+    def __init__(
+        self,
+        *args: Any,
+        max_running: int | None = None,
+        signal_before_end_s: float | None = None,
+        client_timeout_s: float = 30.0,
+        array_size: int = 1000,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.linger_s = 3.0
+        if max_running is not None:
+            check_count("max_running", max_running, 1)
+        if signal_before_end_s is not None:
+            check_seconds("signal_before_end_s", signal_before_end_s, positive=True)
+        self.max_running = max_running
+        self.signal_before_end_s = signal_before_end_s
+        self.client_timeout_s = check_seconds("client_timeout_s", client_timeout_s, positive=True)
+        self.array_size = check_count("array_size", array_size, 1)
+        self._plans = Plans()
+        self._queue = Queue(self.read_queue)
+        #: Since when (monotonic) attempts are missing, by their submission keys.
+        self._missed: dict[str, float] = {}
+        self._kill_rounds = {
+            force: Rounds(partial(self._kill, force=force)) for force in (False, True)
+        }
+        self._told_reasons: set[str] = set()
+
+    # --- what a backend says -------------------------------------------------------------------
+
+    def build_options(self, job: Job) -> tuple[str, ...]:
+        """Give the options of a job's submission, but for its name and place; pure.
+
+        Jobs for which they are equal can go into one array.
+
+        Raises:
+            ConfigError: If an option makes no sense, or the backend cannot express a resource.
+        """
+        raise NotImplementedError
+
+    def build_head(self, options: Sequence[str], name: str, n_tasks: int | None) -> str:
+        """Give the first lines of a script with these options: the shebang, and one line each.
+
+        Args:
+            options: As `build_options` gives them.
+            name: The name of the submission.
+            n_tasks: Of an array; None: it is none.
+        """
+        raise NotImplementedError
+
+    async def submit_script(self, path: str, name: str, n_tasks: int | None) -> str:
+        """Submit a script, whose head has all options; give the id of the submission.
+
+        Raises:
+            SubmitError: If it was refused, or that is not known (`maybe_submitted`).
+        """
+        raise NotImplementedError
+
+    def build_jid(self, submission_id: str, place: int) -> str:
+        """Give the native id of the task at this place of an array."""
+        raise NotImplementedError
+
+    async def read_queue(self) -> Mapping[str, QueueRow]:
+        """Ask for all of the user's jobs at once; give them by native id. Ended ones may be there.
+
+        Raises:
+            SchedulerError: If there was no answer.
+        """
+        raise NotImplementedError
+
+    async def read_accounting(self, jids: Sequence[str]) -> Mapping[str, BackendState]:
+        """Ask how jobs ended that the queue no longer explains; unknown ones are left out.
+
+        Raises:
+            SchedulerError: If there was no answer.
+        """
+        return {}
+
+    def was_removed(self, jid: str, rows: Mapping[str, QueueRow]) -> bool:
+        """Whether it is certain that a job which the queue does not have was taken out of it."""
+        return False
+
+    async def end_jobs(self, waiting: Sequence[str], running: Sequence[str], force: bool) -> None:
+        """Remove waiting jobs; send TERM to all processes of running ones, or KILL with `force`.
+
+        Raises:
+            SchedulerError: If some could not be asked.
+        """
+        raise NotImplementedError
+
+    # --- names and scripts ---------------------------------------------------------------------
+
+    def submission_name(self, key: str) -> str:
+        """Give the name under which a submission goes: it ends with the key, after a dot."""
+        prefix = _NOT_IN_NAMES.sub("_", self.jobname_prefix)[:_MAX_PREFIX]
+        return f"{prefix if prefix[:1].isalpha() else f'x{prefix}'}.{key}"
+
+    @staticmethod
+    def key_in(name: str) -> str:
+        """Give the submission key in a name."""
+        return name.rpartition(".")[2]
+
+    def jobcmd_shebang(self, job: Job) -> str:
+        """Give the first lines of a job's wrapper, with the options for submitting it by itself."""
+        name = self.submission_name(self.submission_key(job))
+        return self.build_head(self.build_options(job), name, None)
+
+    # --- submission ----------------------------------------------------------------------------
+
+    def plan_submissions(self, jobs: Sequence[Job]) -> list[Submission]:
+        """Put jobs with equal options into arrays, in order; those that are alone stay so."""
+        groups: dict[object, list[Job]] = {}
+        for job in jobs:
+            try:
+                options: object = self.build_options(job)
+            except Exception:  # noqa: BLE001  # its submission will say so; here it is alone
+                options = job
+            group = (options, self.claim_tag(job), str(job.workdir), job.workdir.mounted)
+            groups.setdefault(group, []).append(job)
+        plans = []
+        for members in groups.values():
+            for start in range(0, len(members), self.array_size):
+                chunk = tuple(members[start : start + self.array_size])
+                key = self.submission_key(chunk[0])
+                plans.append(Submission(f"{key}-a{len(chunk)}" if len(chunk) > 1 else key, chunk))
+        return plans
+
+    async def submit_job(self, job: Job) -> int | str:
+        """Submit one job by itself; give its native id."""
+        answers = await self.submit(Submission(self.submission_key(job), (job,)))
+        answer = answers[job]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def submit(self, submission: Submission) -> Mapping[Job, int | str | Exception]:
+        """Submit one job, or several as an array. Its files are there before it leaves.
+
+        Raises:
+            SubmitError: If none was accepted.
+        """
+        answers: dict[Job, int | str | Exception] = {}
+        jobs = []
+        turn_ends_s = time.perf_counter() + _TURN_S
+        for job in submission.jobs:
+            try:
+                self._write_wrapper(job)
+                jobs.append(job)
+            except ConfigError as exc:
+                answers[job] = SubmitError(str(exc))
+            except Exception as exc:  # noqa: BLE001  # a hook of a plugin's, perhaps: it is told
+                answers[job] = exc
+            if time.perf_counter() > turn_ends_s:
+                await asyncio.sleep(0)
+                turn_ends_s = time.perf_counter() + _TURN_S
+        if not jobs:
+            return answers
+        name = self.submission_name(submission.key)
+        n_tasks = len(jobs) if len(submission.jobs) > 1 else None
+        try:
+            path = self._write_script(submission.key, name, jobs, n_tasks)
+        except OSError as exc:
+            raise SubmitError(f"the plan {submission.key} cannot be written: {exc}") from exc
+        submission_id = await self._submit_or_find(path, name, n_tasks)
+        for place, job in enumerate(jobs):
+            jid = submission_id if n_tasks is None else self.build_jid(submission_id, place)
+            answers[job] = jid
+            self._queue.touch(jid)
+        return answers
+
+    def _write_script(self, key: str, name: str, jobs: Sequence[Job], n_tasks: int | None) -> str:
+        """Write what is submitted: a job's own wrapper, or what starts the wrappers of several."""
+        if n_tasks is None and self.signal_before_end_s is None:
+            return f"{jobs[0].local_dir}/job.wrapped.{self.name}"
+        script = render_dispatch(
+            head=self.build_head(self.build_options(jobs[0]), name, n_tasks),
+            workdir=str(jobs[0].workdir.mounted),
+            indices=[job.index for job in jobs],
+            tag=self.claim_tag(jobs[0]),
+            wrapper_name=f"job.wrapped.{self.name}",
+            place="0" if n_tasks is None else self.task_place,
+            forward="" if self.signal_before_end_s is None else "USR1",
+            shell=JOBCMD_WRAPPER_LANG,
+        )
+        tasks = [self.submission_key(job) for job in jobs]
+        return self._plans.write(str(self.workdir), key, tasks, script)
+
+    async def _submit_or_find(self, path: str, name: str, n_tasks: int | None) -> str:
+        """Submit a script; where that may have failed or not, look it up."""
+        try:
+            return await self.submit_script(path, name, n_tasks)
+        except SubmitError as exc:
+            if not exc.maybe_submitted:
+                raise
+            logger.info("%s: was %s submitted? %s", self.name, name, exc)
+            try:
+                queue = await self._queue.read()
+            except SchedulerError:
+                raise exc from None
+            for row in queue.rows.values():
+                if row.name == name:
+                    return row.submission_id
+            raise
+
+    async def find_submitted(self, keys: Iterable[str]) -> Mapping[str, int | str]:
+        """Look in the queue for submissions of these keys, alone or as tasks of arrays."""
+        wanted = set(keys)
+        return self._find(wanted, await self._queue.read()) if wanted else {}
+
+    def _find(self, wanted: set[str], queue: Snapshot) -> dict[str, int | str]:
+        ids = {self.key_in(row.name): row.submission_id for row in queue.rows.values()}
+        found: dict[str, int | str] = {key: ids[key] for key in wanted if key in ids}
+        if len(found) < len(wanted):
+            places = self._plans.find(str(self.workdir), wanted - found.keys())
+            for key, (plan, place) in places.items():
+                if plan in ids:
+                    found[key] = self.build_jid(ids[plan], place)
+        return found
+
+    # --- asking --------------------------------------------------------------------------------
+
+    async def job_is_running(self, job: Job) -> bool:
+        """Tell whether the queue has the job, under its id and its name, and it has not ended."""
+        if job.jid is None:
+            return False
+        max_age_s = min(_SAME_LOOK_S, self.recheck_interval)
+        queue = await self._queue.recent(max_age_s, [str(job.jid)])
+        row = self._row_of(job, queue)
+        return row is not None and row.state.phase is not Phase.ENDED
+
+    def _row_of(self, job: Job, queue: Snapshot) -> QueueRow | None:
+        """Find a job in the queue. Ids are used again: its name must be the right one, too."""
+        row = queue.rows.get(str(job.jid))
+        if row is None:
+            return None
+        key, mine = self.key_in(row.name), self.submission_key(job)
+        if row.place is None:
+            return row if key == mine else None
+        tasks = self._plans.tasks_of(str(self.workdir), key)
+        return row if 0 <= row.place < len(tasks) and tasks[row.place] == mine else None
+
+    async def poll_jobs(self, jobs: Sequence[Job]) -> Mapping[Job, BackendState]:
+        """Tell about jobs from one look at the queue, which may serve several questions.
+
+        A job that has left the queue, or ended there, is GONE at first: its files may take a moment
+        to be seen. After `lost_grace_s` it is told how it ended, as far as the queue or accounting
+        knows. Jobs of which nothing can be told yet are left out.
+
+        Raises:
+            SchedulerError: If the queue did not answer.
+        """
+        states = {job: BackendState(Phase.GONE) for job in jobs if job.jid is None}
+        records = {job: self._read_end(job) for job in jobs if job.jid is not None}
+        for job, record in list(records.items()):
+            if record is not None and record.rc == 0:
+                del records[job]  # the queue knows nothing better
+                states[job] = BackendState(Phase.ENDED, 0)
+            elif record is not None:
+                self._queue.touch(str(job.jid), hurry=True)
+        jids = [str(job.jid) for job in records]
+        queue = await self._queue.look(jids, self.recheck_interval) if jids else None
+        if queue is None:
+            return states
+        over: dict[Job, QueueRow | None] = {}
+        for job, record in records.items():
+            if not self._queue.is_fresh(queue, str(job.jid)):
+                continue
+            row = self._row_of(job, queue)
+            if row is not None and row.state.phase is not Phase.ENDED:
+                self._missed.pop(self.submission_key(job), None)
+                self._tell_why_it_waits(job, row)
+                states[job] = row.state
+            elif record is None and not self._has_been_missed(job):
+                states[job] = BackendState(Phase.GONE)
+            else:
+                over[job] = row
+        states.update(await self._explain(over, records, queue))
+        return states
+
+    def _read_end(self, job: Job) -> _protocol.EndRecord | None:
+        try:
+            return _protocol.read_end_record(job.local_dir, self.claim_tag(job))
+        except OSError:
+            return None
+
+    def _has_been_missed(self, job: Job) -> bool:
+        """Whether it is not for the first time that the backend does not have a job any more."""
+        now_s = time.monotonic()
+        since_s = self._missed.setdefault(self.submission_key(job), now_s)
+        if len(self._missed) > _MANY_MISSED:
+            recent = {k: then_s for k, then_s in self._missed.items() if now_s - then_s < _FORGET_S}
+            self._missed = recent
+        return now_s - since_s >= self.lost_grace_s
+
+    async def _explain(
+        self,
+        over: Mapping[Job, QueueRow | None],
+        records: Mapping[Job, _protocol.EndRecord | None],
+        queue: Snapshot,
+    ) -> dict[Job, BackendState]:
+        """Say how jobs ended that the queue does not have, or has as ended."""
+        untold = [
+            str(job.jid)
+            for job, row in over.items()
+            if row is None or (row.state.rc is None and not row.state.cause)
+        ]
+        told: Mapping[str, BackendState] = {}
+        if untold:
+            try:
+                told = await self.read_accounting(untold)
+            except SchedulerError as exc:
+                logger.debug("%s: no accounting: %s", self.name, exc)
+        states = {}
+        for job, row in over.items():
+            state = told.get(str(job.jid)) or (row.state if row else BackendState(Phase.GONE))
+            if records[job] is None and not state.cause and not self._has_started(job):
+                state = self._explain_no_start(job, state, queue)
+            states[job] = state
+        return states
+
+    def _has_started(self, job: Job) -> bool:
+        start_claim = _protocol.start_claim_path(job.local_dir, self.claim_tag(job))
+        try:
+            return _protocol.claim_exists(start_claim)
+        except OSError:
+            return True  # that is not known
+
+    def _explain_no_start(self, job: Job, state: BackendState, queue: Snapshot) -> BackendState:
+        """Say why a job that is over has not begun: it was removed, or it did not see its folder."""
+        if state.phase is not Phase.ENDED:
+            removed = self.was_removed(str(job.jid), queue.rows)
+            why = "it was removed from the queue by somebody else, before it started"
+            ended = BackendState(Phase.ENDED, None, JobCause.REQUESTED, why)
+            return ended if removed else state
+        words = f" ({state.reason})" if state.reason else ""
+        why = (
+            f"{self.name} says that it ran{words}, but it left nothing in {self.mounted_dir(job)}: "
+            "does its machine see that folder?"
+        )
+        return state._replace(rc=state.rc or 1, cause=JobCause.SETUP, reason=why)
+
+    def _tell_why_it_waits(self, job: Job, row: QueueRow) -> None:
+        if not row.waits_for_ever or job.reason == row.state.reason:
+            return
+        job.reason = row.state.reason
+        if row.state.reason not in self._told_reasons:
+            self._told_reasons.add(row.state.reason)
+            logger.warning(
+                "%s: %r cannot start, unless something is changed: %s",
+                *(self.name, job, row.state.reason),
+            )
+
+    # --- killing -------------------------------------------------------------------------------
+
+    async def kill_job(self, job: Job) -> None:
+        """End a job: TERM, the grace period, KILL; return when the queue does not have it."""
+        force_at_s = time.monotonic() + self.kill_grace_s
+        pause_s = 0.05
+        await self.kill_jobs([job])
+        while await self.job_is_running(job):
+            if time.monotonic() > force_at_s:
+                await self.kill_jobs([job], force=True)
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, 1.0)
+
+    async def kill_jobs(self, jobs: Sequence[Job], force: bool = False) -> None:
+        """End jobs by one look at the queue and a few calls; who asks meanwhile goes together.
+
+        Only what has the right id and name is touched.
+
+        Raises:
+            SchedulerError: If the backend did not answer.
+        """
+        round_ = self._kill_rounds[force]
+        await round_.join(jobs)
+
+    async def _kill(self, jobs: Sequence[Job], *, force: bool) -> None:
+        queue = await self._queue.read()
+        lost = {self.submission_key(job): job for job in jobs if job.jid is None}
+        for key, jid in self._find(set(lost), queue).items() if lost else ():
+            lost[key].jid = jid
+        waiting: list[str] = []
+        running: list[str] = []
+        for job in jobs:
+            row = None if job.jid is None else self._row_of(job, queue)
+            if row is not None and row.state.phase is not Phase.ENDED:
+                (running if row.state.phase is Phase.RUNNING else waiting).append(str(job.jid))
+        try:
+            if waiting or running:
+                await self.end_jobs(waiting, running, force)
+        finally:
+            for jid in (*waiting, *running):
+                self._queue.touch(jid, hurry=True)
