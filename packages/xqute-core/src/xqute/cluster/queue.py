@@ -49,11 +49,14 @@ class Queue:
 
     Args:
         read: What asks the backend.
+
+    Attributes:
+        last: What was seen last; None: nothing yet.
     """
 
     def __init__(self, read: Callable[[], Awaitable[Mapping[str, QueueRow]]]) -> None:
         self._read = read
-        self._last: Snapshot | None = None
+        self.last: Snapshot | None = None
         self._asked_s = float("-inf")
         self._n_failures = 0
         #: By native id: since when a look counts, and until when there is a hurry.
@@ -92,8 +95,8 @@ class Queue:
             raise
         self._n_failures = 0
         snapshot = Snapshot(began_s, rows)
-        if self._last is None or self._last.began_s < began_s:
-            self._last = snapshot
+        if self.last is None or self.last.began_s < began_s:
+            self.last = snapshot
             self._touched = {
                 jid: (touched_s, until_s)
                 for jid, (touched_s, until_s) in self._touched.items()
@@ -112,7 +115,7 @@ class Queue:
         self._n_users += 1
         try:
             async with self._lock:
-                last = self._last
+                last = self.last
                 if last is None or time.monotonic() - last.began_s > max_age_s:
                     return await self.read()
                 if not all(self.is_fresh(last, jid) for jid in jids):
@@ -137,14 +140,14 @@ class Queue:
         short_s = min(_HURRY_INTERVAL_S, interval_s)
         in_a_hurry = any(self._touched.get(jid, (0.0, 0.0))[1] > now_s for jid in jids)
         interval_s = short_s if in_a_hurry else interval_s
-        last = self._last
+        last = self.last
         counts = last is not None and all(self.is_fresh(last, jid) for jid in jids)
         if last is not None and counts and now_s - last.began_s < interval_s:
             return last
         pause_s = min(interval_s * 2.0 ** min(self._n_failures, 10), max(_MOST_S, interval_s))
         pause_s *= random.uniform(1.0, 1.1)  # noqa: S311  # jitter is no secret
         wait_s = self._asked_s + pause_s - now_s
-        if wait_s > short_s:
+        if wait_s > 1.2 * short_s:
             return last
         if wait_s > 0:
             await asyncio.sleep(wait_s)

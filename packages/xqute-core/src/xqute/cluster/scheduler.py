@@ -119,7 +119,7 @@ class ClusterScheduler(Scheduler):
         """
         raise NotImplementedError
 
-    async def read_accounting(self, jids: Sequence[str]) -> Mapping[str, BackendState]:
+    async def read_accounting(self, jids: Sequence[str]) -> Mapping[str, QueueRow]:
         """Ask how jobs ended that the queue no longer explains; unknown ones are left out.
 
         Raises:
@@ -276,12 +276,12 @@ class ClusterScheduler(Scheduler):
             return False
         max_age_s = min(_SAME_LOOK_S, self.recheck_interval)
         queue = await self._queue.recent(max_age_s, [str(job.jid)])
-        row = self._row_of(job, queue)
-        return row is not None and row.state.phase is not Phase.ENDED
+        row = self._row_of(job, queue.rows)
+        return row is not None and not _has_ended(row)
 
-    def _row_of(self, job: Job, queue: Snapshot) -> QueueRow | None:
-        """Find a job in the queue. Ids are used again: its name must be the right one, too."""
-        row = queue.rows.get(str(job.jid))
+    def _row_of(self, job: Job, rows: Mapping[str, QueueRow]) -> QueueRow | None:
+        """Find a job among others. Ids are used again: its name must be the right one, too."""
+        row = rows.get(str(job.jid))
         if row is None:
             return None
         key, mine = self.key_in(row.name), self.submission_key(job)
@@ -302,22 +302,25 @@ class ClusterScheduler(Scheduler):
         """
         states = {job: BackendState(Phase.GONE) for job in jobs if job.jid is None}
         records = {job: self._read_end(job) for job in jobs if job.jid is not None}
+        seen = self._queue.last.rows if self._queue.last else {}
+        jids = []
         for job, record in list(records.items()):
             if record is not None and record.rc == 0:
                 del records[job]  # the queue knows nothing better
                 states[job] = BackendState(Phase.ENDED, 0)
-            elif record is not None:
-                self._queue.touch(str(job.jid), hurry=True)
-        jids = [str(job.jid) for job in records]
-        queue = await self._queue.look(jids, self.recheck_interval) if jids else None
+            elif not _has_ended(self._row_of(job, seen)):
+                jids.append(str(job.jid))
+                if record is not None:
+                    self._queue.touch(str(job.jid), hurry=True)
+        queue = await self._queue.look(jids, self.recheck_interval) if jids else self._queue.last
         if queue is None:
             return states
         over: dict[Job, QueueRow | None] = {}
         for job, record in records.items():
-            if not self._queue.is_fresh(queue, str(job.jid)):
+            row = self._row_of(job, queue.rows)
+            if not (_has_ended(row) or self._queue.is_fresh(queue, str(job.jid))):
                 continue
-            row = self._row_of(job, queue)
-            if row is not None and row.state.phase is not Phase.ENDED:
+            if row is not None and not _has_ended(row):
                 self._missed.pop(self.submission_key(job), None)
                 self._tell_why_it_waits(job, row)
                 states[job] = row.state
@@ -355,7 +358,7 @@ class ClusterScheduler(Scheduler):
             for job, row in over.items()
             if row is None or (row.state.rc is None and not row.state.cause)
         ]
-        told: Mapping[str, BackendState] = {}
+        told: Mapping[str, QueueRow] = {}
         if untold:
             try:
                 told = await self.read_accounting(untold)
@@ -363,7 +366,8 @@ class ClusterScheduler(Scheduler):
                 logger.debug("%s: no accounting: %s", self.name, exc)
         states = {}
         for job, row in over.items():
-            state = told.get(str(job.jid)) or (row.state if row else BackendState(Phase.GONE))
+            best = self._row_of(job, told) or row
+            state = best.state if best is not None else BackendState(Phase.GONE)
             if records[job] is None and not state.cause and not self._has_started(job):
                 state = self._explain_no_start(job, state, queue)
             states[job] = state
@@ -377,7 +381,7 @@ class ClusterScheduler(Scheduler):
             return True  # that is not known
 
     def _explain_no_start(self, job: Job, state: BackendState, queue: Snapshot) -> BackendState:
-        """Say why a job that is over has not begun: it was removed, or it did not see its folder."""
+        """Say why a job that is over never began: it was removed, or did not see its folder."""
         if state.phase is not Phase.ENDED:
             removed = self.was_removed(str(job.jid), queue.rows)
             why = "it was removed from the queue by somebody else, before it started"
@@ -433,8 +437,8 @@ class ClusterScheduler(Scheduler):
         waiting: list[str] = []
         running: list[str] = []
         for job in jobs:
-            row = None if job.jid is None else self._row_of(job, queue)
-            if row is not None and row.state.phase is not Phase.ENDED:
+            row = None if job.jid is None else self._row_of(job, queue.rows)
+            if row is not None and not _has_ended(row):
                 (running if row.state.phase is Phase.RUNNING else waiting).append(str(job.jid))
         try:
             if waiting or running:
@@ -442,3 +446,8 @@ class ClusterScheduler(Scheduler):
         finally:
             for jid in (*waiting, *running):
                 self._queue.touch(jid, hurry=True)
+
+
+def _has_ended(row: QueueRow | None) -> bool:
+    """Whether the queue has a job as ended: that it stays, however old the look."""
+    return row is not None and row.state.phase is Phase.ENDED
