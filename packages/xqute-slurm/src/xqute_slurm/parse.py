@@ -37,6 +37,8 @@ REFUSALS = (
     Refusal(r"unexpected message|communication (connection )?failure|endpoint", True, True),
     Refusal(r"unable to contact slurm controller|connection refused|connect failure", True),
     Refusal(r"temporarily unable|temporarily unavailable|rate limit|backup controller", True),
+    # One job alone is over this limit, however few others there are.
+    Refusal(r"max\w*per(job|node)|maxwall"),
     Refusal(r"munge|authentication|credential", True),
     Refusal(
         r"submit limit|submitjob|jobs? limit|job violates|exceeds? .*limit|too many",

@@ -73,6 +73,8 @@ class End(NamedTuple):
     reason: str = ""
     #: It would end like this again: trying again is no use.
     hopeless: bool = False
+    #: Whether it got as far as its start claim.
+    began: bool = True
 
     @property
     def status(self) -> JobStatus:
@@ -82,7 +84,7 @@ class End(NamedTuple):
     @property
     def ran(self) -> bool:
         """Whether the attempt certainly began to run."""
-        return self.outcome in _RAN
+        return self.began and self.outcome in _RAN
 
     @classmethod
     def from_record(

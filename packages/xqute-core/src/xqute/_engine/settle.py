@@ -79,11 +79,23 @@ def _read_foreign_end(flight: Flight) -> End | None:
     return End.from_exit_code(rc) if rc > 0 else End(JobOutcome.FAILED, rc, JobCause.EXIT_CODE)
 
 
+def _has_begun(flight: Flight) -> bool:
+    """Whether there is a start claim, as far as that can be seen."""
+    try:
+        claim = _protocol.start_claim_path(flight.job.local_dir, flight.tag)
+        return flight.job.started_at is not None or _protocol.claim_exists(claim)
+    except OSError:
+        return True
+
+
 def _settle_without_record(flight: Flight, state: BackendState) -> End:
     """The wrapper is over without a record: win the end claim, and write what is known."""
     job = flight.job
     kill = _is_killed(flight, state.rc)
     end = End.from_state(state, kill=kill, timeout=flight.timed_out)
+    end = end._replace(began=_has_begun(flight))
+    if flight.kill_requested and not end.began:
+        end = End.cancelled()
     if state.rc == _RC_CLAIM_FAILED and end.outcome is JobOutcome.FAILED:
         where = f"{job.local_dir} (disk full, quota, permission?)"
         why = f"its claim or output files could not be created in {where}"

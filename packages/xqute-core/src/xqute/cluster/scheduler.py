@@ -390,9 +390,9 @@ class ClusterScheduler(Scheduler):
         words = f" ({state.reason})" if state.reason else ""
         why = (
             f"{self.name} says that it ran{words}, but it left nothing in {self.mounted_dir(job)}: "
-            "does its machine see that folder?"
+            "does its machine see that folder, and may it write there?"
         )
-        return state._replace(rc=state.rc or 1, cause=JobCause.SETUP, reason=why)
+        return state._replace(rc=1, cause=JobCause.SETUP, reason=why)
 
     def _tell_why_it_waits(self, job: Job, row: QueueRow) -> None:
         if not row.waits_for_ever or job.reason == row.state.reason:

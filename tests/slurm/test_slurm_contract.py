@@ -1,0 +1,30 @@
+"""The Slurm scheduler keeps the contract, on a real Slurm."""
+
+from __future__ import annotations
+
+import pytest
+
+from xqute.testing import SchedulerContract
+from xqute_slurm import SlurmScheduler
+
+pytestmark = pytest.mark.needs("slurmctld", "slurmd", "munged", "sbatch", root=True)
+
+
+class TestSlurm(SchedulerContract):
+    many = 100
+
+    @pytest.fixture(autouse=True)
+    def _on_the_cluster(self, slurm):
+        """Each promise has the cluster for itself."""
+
+    def make_scheduler(self, workdir, **keywords):
+        return SlurmScheduler(workdir, **keywords)
+
+    def tune(self, scheduler):
+        super().tune(scheduler)
+        scheduler.linger_s = 0.1
+        scheduler.kill_timeout_s = 20.0
+
+    def break_submissions(self, scheduler):
+        scheduler.config["partition"] = "no-such-partition"
+        return "invalid partition specified: no-such-partition"

@@ -1,0 +1,217 @@
+"""How jobs end in a real Slurm, and what is told of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+
+import pytest
+
+from xqute import JobStatus, Xqute
+from xqute.testing import bash, until
+
+pytestmark = pytest.mark.needs("slurmctld", "slurmd", "munged", "sbatch", root=True)
+
+
+def slurm_run(workdir, forks=100, **keywords):
+    opts = {"recheck_interval": 1.0, **keywords.pop("opts", {})}
+    return Xqute("slurm", workdir=workdir, forks=forks, scheduler_opts=opts, **keywords)
+
+
+async def until_status(*jobs, status=JobStatus.RUNNING):
+    for job in jobs:
+        await until(lambda job=job: job.status is status, f"{job!r} is {status.name}", 60)
+
+
+def said(job):
+    return str(job.outcome), str(job.cause)
+
+
+async def test_a_time_limit_of_slurm_is_told(slurm, tmp_path):
+    async with slurm_run(tmp_path / "w", opts={"resources": {"walltime_s": 60}}) as xq:
+        job = await xq.feed(bash("sleep 300"))
+        deaf = await xq.feed(bash("trap '' TERM; sleep 300"))
+        await until_status(job, deaf)
+        for one in (job, deaf):
+            slurm.ask("scontrol", "update", f"jobid={one.jid}", "endtime=now")
+    for one in (job, deaf):
+        assert said(one) == ("failed", "TIME_LIMIT")
+        assert "TIMEOUT" in one.reason
+        assert one.rc not in (0, -3)
+
+
+async def test_who_is_cancelled_by_somebody_else_is_told_so(slurm, tmp_path):
+    async with slurm_run(tmp_path / "w", opts={"max_running": 1}) as xq:
+        jobs = [await xq.feed(bash("sleep 300")) for _ in range(4)]
+        await until_status(jobs[0])
+        slurm.ask("scancel", jobs[0].jid)
+        slurm.ask("scancel", jobs[3].jid)
+        await jobs[0].wait()
+        await jobs[3].wait()
+        await until_status(jobs[1])
+        xq.cancel()
+    for job in (jobs[0], jobs[3]):
+        assert said(job) == ("failed", "REQUESTED")
+        assert "somebody else" in job.reason
+    assert jobs[3].started_at is None
+    assert [str(job.outcome) for job in jobs[1:3]] == ["killed", "cancelled"]
+
+
+async def test_a_pending_job_alone_that_is_cancelled_by_somebody_else(slurm, tmp_path):
+    async with slurm_run(tmp_path / "w", opts={"begin": "now+1hour"}) as xq:
+        job = await xq.feed(bash("exit 0"))
+        await until(lambda: job.submitted_at is not None, "it is submitted", 30)
+        slurm.ask("scancel", job.jid)
+    assert said(job) == ("failed", "REQUESTED")
+    assert job.started_at is None
+
+
+async def test_a_job_whose_node_fails_is_run_again(slurm, tmp_path):
+    async with slurm_run(tmp_path / "w", num_retries=0) as xq:
+        job = await xq.feed(
+            bash(
+                'echo "$SLURMD_NODENAME" >>"$XQUTE_JOB_METADIR/nodes"; '
+                "((XQUTE_JOB_TRIAL)) || sleep 300"
+            )
+        )
+        nodes = job.metadir / "nodes"
+        await until(lambda: nodes.exists() and nodes.read_text().strip() != "", "it runs", 60)
+        node = nodes.read_text().strip()
+        slurm.ask("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    assert (str(job.outcome), job.trial_count) == ("succeeded", 1)
+    assert len(nodes.read_text().split()) == 2
+    assert job.last_cause == "NODE_FAILED"
+
+
+async def test_a_preempted_job_is_run_again(new_slurm, tmp_path):
+    slurm = new_slurm(
+        nodes=1,
+        cpus=1,
+        extra="PreemptType=preempt/partition_prio\nPreemptMode=CANCEL\n"
+        "PartitionName=urgent Nodes=ALL PriorityTier=9 State=UP",
+    )
+    async with slurm_run(tmp_path / "w", num_retries=0) as xq:
+        job = await xq.feed(bash("((XQUTE_JOB_TRIAL)) || { echo ready; sleep 300; }"))
+        await until_status(job)
+        slurm.ask("sbatch", "-p", "urgent", "-o", "/dev/null", "--wrap", "sleep 1")
+    assert (str(job.outcome), job.trial_count, job.last_cause) == ("succeeded", 1, "PREEMPTED")
+
+
+@pytest.mark.skipif(
+    not all(os.path.isdir(f"/sys/fs/cgroup/{name}") for name in ("memory", "freezer")),
+    reason="needs version 1 of the kernel's cgroups, with the memory controller",
+)
+async def test_too_much_memory_is_told_and_may_be_raised(new_slurm, tmp_path):
+    new_slurm(nodes=1, cgroups=1)
+
+    def escalate(attempt, last_cause):
+        return {"memory_mib": 500 if last_cause == "OUT_OF_MEMORY" else 40}
+
+    # tail keeps what it reads until it has seen a newline.
+    script = "head -c 150m /dev/zero | tail >/dev/null; exit ${PIPESTATUS[1]}"
+    opts = {"resources": escalate}
+    async with slurm_run(tmp_path / "w", error_strategy="retry", num_retries=1, opts=opts) as xq:
+        jobs = [await xq.feed(bash(script)) for _ in range(2)]
+    for job in jobs:
+        assert (job.rc, job.trial_count, job.last_cause) == (0, 1, "OUT_OF_MEMORY")
+
+
+async def test_what_can_never_start_is_told_with_slurms_reason(slurm, tmp_path, caplog):
+    opts = {"resources": {"queue": "short", "walltime_s": 3600}}
+    async with slurm_run(tmp_path / "w", opts=opts) as xq:
+        jobs = [await xq.feed(bash("exit 0")) for _ in range(3)]
+        await until(lambda: all(job.reason for job in jobs), "the reasons are told", 60)
+        for job in jobs:
+            assert "PartitionTimeLimit" in job.reason
+        xq.cancel()
+    assert [str(job.outcome) for job in jobs] == ["cancelled"] * 3
+    assert caplog.text.count("PartitionTimeLimit") == 1
+
+
+async def test_a_warning_comes_before_the_time_limit(slurm, tmp_path):
+    opts = {"signal_before_end_s": 50, "resources": {"walltime_s": 60}}
+    script = "trap 'echo warned; exit 9' USR1; for ((;;)); do sleep 0.1; done"
+    async with slurm_run(tmp_path / "w", opts=opts) as xq:
+        warned = await xq.feed(bash(script))
+        await until_status(warned)
+        array = [await xq.feed(bash(f"{script} # {n}")) for n in range(2)]
+        quick = await xq.feed(bash("exit 4"))
+    for job in (warned, *array):
+        assert (job.stdout_file.read_text(), job.rc) == ("warned\n", 9)
+    assert quick.rc == 4
+
+
+@pytest.mark.parametrize("has_accounting", [False, True])
+async def test_what_the_queue_has_forgotten_accounting_may_know(
+    new_slurm, shims, tmp_path, has_accounting
+):
+    if has_accounting and not (shutil.which("slurmdbd") and shutil.which("mariadbd")):
+        pytest.skip("needs slurmdbd, mariadbd")
+    new_slurm(nodes=1, db=int(has_accounting))
+    async with slurm_run(tmp_path / "w") as xq:
+        job = await xq.feed(bash("sleep 300"))
+        await until_status(job)
+        [claim] = job.metadir.glob("job.start.*")
+        shims.put("squeue", "exit 0")  # it knows of nothing
+        os.killpg(os.getpgid(int(claim.read_text().split()[2])), signal.SIGKILL)
+    if has_accounting:
+        assert (job.rc, *said(job)) == (137, "failed", "SIGNAL")
+    else:
+        assert (job.rc, *said(job)) == (-3, "lost", "DISAPPEARED")
+
+
+# --- trouble -----------------------------------------------------------------------------------
+
+
+async def test_a_controller_that_is_away_loses_nothing(slurm, tmp_path):
+    async with slurm_run(tmp_path / "w", forks=8) as xq:
+        for number in range(16):
+            await xq.feed(bash(f"sleep 2; exit {number}"))
+        await until_status(*xq.jobs[:4])
+        slurm.signal("slurmctld", signal.SIGTERM)
+        await until(lambda: not slurm.runs("slurmctld"), "it has ended", 30)
+        done = [await job.wait() for job in xq.jobs[:4]]
+        assert len(done) == 4, "they end without it"
+        slurm.start()
+    assert [job.rc for job in xq.jobs] == list(range(16))
+    assert {job.trial_count for job in xq.jobs} == {0}
+
+
+async def test_a_controller_that_is_killed_and_started_again(slurm, tmp_path):
+    async with slurm_run(tmp_path / "w") as xq:
+        for number in range(6):
+            await xq.feed(bash(f'echo x >>"$XQUTE_JOB_METADIR/runs"; sleep 3; exit {number}'))
+        await until_status(*xq.jobs)
+        slurm.signal("slurmctld", signal.SIGKILL)
+        await until(lambda: not slurm.runs("slurmctld"), "it has ended", 30)
+        slurm.start()
+    assert [job.rc for job in xq.jobs] == list(range(6))
+    assert [(job.metadir / "runs").read_text() for job in xq.jobs] == ["x\n"] * 6
+
+
+async def test_a_queue_that_never_answers_delays_no_end(slurm, shims, tmp_path):
+    shims.put("squeue", "exec sleep 1000")
+    async with slurm_run(tmp_path / "w", opts={"client_timeout_s": 1.0}) as xq:
+        jobs = [await xq.feed(bash("sleep 2; exit 0")) for _ in range(3)]
+        fails = await xq.feed(bash("exit 3"))
+    assert [job.rc for job in (*jobs, fails)] == [0, 0, 0, 3]
+    assert jobs[0].ended_at - jobs[0].started_at < 4
+
+
+async def test_without_events_the_queue_tells_when_to_look(slurm, tmp_path, monkeypatch):
+    monkeypatch.setattr("xqute._engine.spool.EventSpool.start", lambda spool: None)
+    async with slurm_run(tmp_path / "w") as xq:
+        jobs = [await xq.feed(bash(f"exit {number}")) for number in (0, 3)]
+    assert [job.rc for job in jobs] == [0, 3]
+
+
+async def test_the_queue_is_asked_as_often_for_many_as_for_one(slurm, shims, tmp_path):
+    async with slurm_run(tmp_path / "w", opts={"recheck_interval": 2.0}) as xq:
+        for _ in range(30):
+            await xq.feed(bash("sleep 7"))
+        jobs = xq.jobs
+        await until_status(*jobs)
+        began = shims.count("squeue")
+    assert shims.count("squeue") - began <= 5
+    assert {job.rc for job in jobs} == {0}

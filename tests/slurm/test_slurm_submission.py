@@ -1,0 +1,223 @@
+"""How jobs get into a real Slurm: arrays, refusals, lost answers, bad input."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from xqute import Xqute
+from xqute.testing import bash, until
+
+pytestmark = pytest.mark.needs("slurmctld", "slurmd", "munged", "sbatch", root=True)
+
+APPENDS = 'echo "$SLURM_JOB_ID" >>"$XQUTE_JOB_METADIR/runs"'
+
+
+def slurm_run(workdir, forks=100, **keywords):
+    opts = keywords.pop("opts", {})
+    return Xqute("slurm", workdir=workdir, forks=forks, scheduler_opts=opts, **keywords)
+
+
+def runs_of(job):
+    file = job.metadir / "runs"
+    return file.read_text().splitlines() if file.exists() else []
+
+
+async def until_submitted(job):
+    await until(lambda: job.submitted_at is not None, f"{job!r} is submitted", 60)
+
+
+async def test_many_jobs_are_one_array_and_each_has_its_own_end(slurm, shims, tmp_path):
+    async with slurm_run(tmp_path / "w") as xq:
+        for number in range(40):
+            await xq.feed(bash(f"echo {number}; exit {number % 5}"))
+    assert [job.rc for job in xq.jobs] == [number % 5 for number in range(40)]
+    assert [job.stdout_file.read_text() for job in xq.jobs] == [f"{n}\n" for n in range(40)]
+    assert shims.count("sbatch") == 1
+    array = str(xq.jobs[0].jid).partition("_")[0]
+    assert [job.jid for job in xq.jobs] == [f"{array}_{number}" for number in range(40)]
+    for file in (tmp_path / "w" / ".run" / "plans").iterdir():
+        assert file.stat().st_mode & 0o077 == 0, f"{file} is for the user alone"
+
+
+async def test_the_native_id_is_in_the_start_claim(slurm, tmp_path):
+    async with slurm_run(tmp_path / "w") as xq:
+        jobs = [await xq.feed(bash("exit 0")) for _ in range(2)]
+        await jobs[0].wait()
+        await jobs[1].wait()
+        alone = await xq.feed(bash("exit 0"))
+    for job in (*jobs, alone):
+        [claim] = job.metadir.glob("job.start.*")
+        assert claim.read_text().split()[-1] == str(job.jid)
+
+
+async def test_a_retry_of_a_task_is_a_submission_of_its_own(slurm, tmp_path):
+    async with slurm_run(tmp_path / "w", error_strategy="retry", num_retries=2) as xq:
+        for number in range(6):
+            await xq.feed(bash(f"{APPENDS}; exit $(({number} > 3 && XQUTE_JOB_TRIAL < 2))"))
+    assert [(job.rc, job.trial_count) for job in xq.jobs] == [(0, 0)] * 4 + [(0, 2)] * 2
+    assert [len(runs_of(job)) for job in xq.jobs] == [1] * 4 + [3] * 2
+
+
+async def test_one_task_is_killed_and_the_others_are_not(slurm, tmp_path):
+    async with slurm_run(tmp_path / "w") as xq:
+        xq.scheduler.kill_grace_s = 1.0
+        for _ in range(4):
+            await xq.feed(bash('until [[ -e "$XQUTE_METADIR/go" ]]; do sleep 0.05; done'))
+        await until(lambda: all(job.status.name == "RUNNING" for job in xq.jobs), "all run", 30)
+        await xq.scheduler.kill_job_and_update_status(xq.jobs[2])
+        (tmp_path / "w" / "go").touch()
+    assert [str(job.outcome) for job in xq.jobs] == ["succeeded"] * 2 + ["killed", "succeeded"]
+
+
+async def test_a_site_that_takes_only_short_arrays_gets_them(new_slurm, shims, tmp_path):
+    new_slurm(nodes=1, extra="MaxArraySize=8")
+    async with slurm_run(tmp_path / "w") as xq:
+        for number in range(20):
+            await xq.feed(bash(f"exit {number}"))
+    assert [job.rc for job in xq.jobs] == list(range(20))
+    assert xq.scheduler.array_size == 8
+    assert shims.count("sbatch") == 1 + 3
+
+
+async def test_max_running_holds_back_the_tasks_of_an_array(slurm, tmp_path):
+    async with slurm_run(tmp_path / "w", opts={"max_running": 2}) as xq:
+        for _ in range(6):
+            await xq.feed(
+                bash(
+                    'touch "$XQUTE_METADIR/on-$$"; ls "$XQUTE_METADIR" | grep -c on-; sleep 0.3; '
+                    'rm "$XQUTE_METADIR/on-$$"'
+                )
+            )
+    assert 1 <= max(int(job.stdout_file.read_text()) for job in xq.jobs) <= 2
+
+
+# --- answers that are lost, and refusals -------------------------------------------------------
+
+
+async def test_an_answer_that_was_lost_is_looked_up(slurm, shims, tmp_path):
+    real = shims.real["sbatch"]
+    shims.put("sbatch", f'{real} "$@" >/dev/null; echo "Socket timed out on send/recv" >&2; exit 1')
+    async with slurm_run(tmp_path / "w") as xq:
+        alone = await xq.feed(bash(f"{APPENDS}; exit 3"))
+        await alone.wait()
+        for _ in range(3):
+            await xq.feed(bash(f"{APPENDS}; exit 4"))
+    assert [job.rc for job in xq.jobs] == [3, 4, 4, 4]
+    assert [len(runs_of(job)) for job in xq.jobs] == [1] * 4
+    assert [job.trial_count for job in xq.jobs] == [0] * 4
+    assert shims.count("sbatch") == 2
+
+
+async def test_a_controller_that_hangs_during_a_submission_runs_nothing_twice(slurm, tmp_path):
+    slurm.signal("slurmctld", signal.SIGSTOP)
+    async with slurm_run(tmp_path / "w", opts={"client_timeout_s": 2}) as xq:
+        for _ in range(3):
+            await xq.feed(bash(f"{APPENDS}; exit 5"))
+        await until(lambda: xq.jobs[0].trial_count > 0, "the first attempt was given up", 60)
+        slurm.signal("slurmctld", signal.SIGCONT)
+    assert [job.rc for job in xq.jobs] == [5, 5, 5]
+    assert [len(runs_of(job)) for job in xq.jobs] == [1, 1, 1]
+
+
+async def test_a_refusal_for_now_waits_and_loses_nothing(slurm, shims, tmp_path):
+    real = shims.real["sbatch"]
+    shims.put(
+        "sbatch",
+        f'[[ $(wc -l <{shims.log}) -gt 2 ]] && exec {real} "$@"\n'
+        'echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2\n'
+        'echo "sbatch: error: Batch job submission failed: Job violates QOS policy" >&2\n'
+        "exit 1",
+    )
+    async with slurm_run(tmp_path / "w", num_retries=0) as xq:
+        jobs = [await xq.feed(bash("exit 6")) for _ in range(5)]
+    assert [(job.rc, job.trial_count) for job in jobs] == [(6, 0)] * 5
+
+
+async def test_keys_are_found_by_a_scheduler_that_knows_nothing(slurm, tmp_path):
+    async with slurm_run(tmp_path / "w") as xq:
+        first = await xq.feed(bash("sleep 60"))
+        await until_submitted(first)
+        for _ in range(3):
+            await xq.feed(bash("sleep 60"))
+        await until_submitted(xq.jobs[3])
+        keys = [xq.scheduler.submission_key(job) for job in xq.jobs]
+        other = type(xq.scheduler)(tmp_path / "w", jobname_prefix="another")
+        found = await other.find_submitted([*keys, "xq-00000000-0-0"])
+        assert found == {key: job.jid for key, job in zip(keys, xq.jobs, strict=True)}
+        assert len(set(found.values())) == 4
+        xq.cancel()
+
+
+# --- bad input ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("opts", "words"),
+    [
+        ({"sbatch": "/no/such/sbatch"}, "/no/such/sbatch cannot be run"),
+        ({"partition": "nope"}, "invalid partition specified: nope"),
+        ({"prescrpt": "typo"}, "unrecognized option '--prescrpt=typo'"),
+        ({"resources": {"memory_mib": 10**9}}, "Memory specification can not be satisfied"),
+        ({"time": "soon"}, "Invalid --time"),
+        ({"resources": lambda attempt, cause: {"cpus": 0}}, "cpus"),
+    ],
+)
+async def test_what_slurm_refuses_is_told_in_its_words(slurm, tmp_path, opts, words):
+    async with slurm_run(tmp_path / "w", opts=opts) as xq:
+        jobs = [await xq.feed(bash("exit 0")) for _ in range(3)]
+    for job in jobs:
+        assert (str(job.outcome), job.rc) == ("submit_failed", -2)
+        assert words in job.reason
+        assert words in job.stderr_file.read_text()
+
+
+async def test_one_job_with_an_odd_option_does_not_harm_the_others(slurm, tmp_path):
+    async with slurm_run(tmp_path / "w") as xq:
+        await xq.feed(bash("exit 0"))
+        odd = await xq.feed(bash("exit 0"), scheduler_opts={"wrap": "x"})
+        await xq.feed(bash("exit 0"))
+    assert [str(job.outcome) for job in xq.jobs] == ["succeeded", "submit_failed", "succeeded"]
+    assert "wrap" in odd.reason
+
+
+async def test_no_slurm_conf_is_told(slurm, tmp_path, monkeypatch):
+    monkeypatch.delenv("SLURM_CONF")
+    async with slurm_run(tmp_path / "w") as xq:
+        job = await xq.feed(bash("exit 0"))
+    assert str(job.outcome) == "submit_failed"
+    assert "configuration source" in job.reason
+
+
+async def test_munge_down_is_waited_for(slurm, tmp_path, caplog):
+    slurm.signal("munged", signal.SIGTERM)
+    await until(lambda: not slurm.runs("munged"), "it has ended", 20)
+    async with slurm_run(tmp_path / "w", num_retries=0) as xq:
+        job = await xq.feed(bash("exit 7"))
+        await until(lambda: "submissions wait" in caplog.text, "it is told", 60)
+        slurm.start()
+    assert (job.rc, job.trial_count) == (7, 0)
+
+
+async def test_odd_prefixes_and_long_environments_do_no_harm(slurm, tmp_path, monkeypatch):
+    monkeypatch.setenv("XQ_LONG", "x" * 100_000)
+    monkeypatch.setenv("SLURM_NTASKS", "77")
+    monkeypatch.setenv("SBATCH_JOB_NAME", "stranger")
+    async with slurm_run(tmp_path / "w", jobname_prefix="7 |ü$(id)") as xq:
+        job = await xq.feed(
+            bash('echo "${#XQ_LONG} ${#XQ_OWN} ${SLURM_NTASKS-none}"'),
+            envs={"XQ_OWN": "y" * 100_000},
+        )
+    assert job.stdout_file.read_text() in ("100000 100000 none\n", "100000 100000 1\n")
+
+
+async def test_a_workdir_that_the_nodes_do_not_see_is_told(slurm, tmp_path):
+    opts = {"mounted_workdir": "/no/such/folder/on/the/nodes"}
+    async with slurm_run(tmp_path / "w", opts=opts) as xq:
+        jobs = [await xq.feed(bash("exit 0")) for _ in range(2)]
+        await jobs[1].wait()
+        alone = await xq.feed(bash("exit 0"))
+    for job in (*jobs, alone):
+        assert (str(job.outcome), str(job.cause)) == ("failed", "SETUP")
+        assert "/no/such/folder/on/the/nodes" in job.reason
