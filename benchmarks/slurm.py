@@ -1,0 +1,183 @@
+"""xqute on a private Slurm of this machine: `python benchmarks/slurm.py` (root, slurm-wlm, munge).
+
+Counts every call of Slurm's programs, through programs of the same names that stand before them on
+PATH. Prints one table. Exit code 1 with --strict if a target was missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reporting import Figure, Section, Target, render_section
+
+from xqute import Xqute
+from xqute.plugin import plugin
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SERVICE = Path(__file__).resolve().parents[1] / "tests" / "services" / "slurm"
+PROGRAMS = ("sbatch", "squeue", "scancel", "sacct", "scontrol")
+
+
+class Calls:
+    """The calls of Slurm's programs, counted by shims on PATH."""
+
+    def __init__(self, folder: Path) -> None:
+        self._log = folder / "calls"
+        folder.mkdir()
+        for name in PROGRAMS:
+            shim = folder / name
+            real = shutil.which(name)
+            shim.write_text(f'#!/bin/sh\necho {name} >>"{self._log}"\nexec {real} "$@"\n')
+            shim.chmod(0o755)
+        os.environ["PATH"] = f"{folder}:{os.environ['PATH']}"
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin to count anew."""
+        self._log.write_text("")
+
+    def count(self, name: str) -> int:
+        """How often that program was called."""
+        return self._log.read_text().splitlines().count(name)
+
+
+class Ends:
+    """A plugin that notes when each success is told."""
+
+    name = "ends"
+
+    def __init__(self) -> None:
+        self.told: dict[int, float] = {}
+
+    @plugin.impl
+    async def on_job_succeeded(self, scheduler: object, job: object) -> None:
+        """Note the time."""
+        self.told[job.index] = time.time()  # type: ignore[attr-defined]
+
+
+@contextmanager
+def private_slurm(folder: Path) -> Iterator[None]:
+    """Run a Slurm with 16 places."""
+    env = os.environ | {"SLURM_CPUS": "8", "SLURM_NODES": "2"}
+    try:
+        subprocess.run([SERVICE / "start", folder], check=True, env=env)
+        os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
+        yield
+    finally:
+        subprocess.run([SERVICE / "stop", folder], check=True)
+
+
+def run_bare(folder: Path, n_jobs: int) -> float:
+    """Seconds of one bare array of `true`, from its submission until the queue has none of it."""
+    script = folder / "bare.sh"
+    script.write_text("#!/bin/bash\nexec true\n")
+    began_s = time.perf_counter()
+    submit = ["sbatch", "--parsable", "-o", "/dev/null", f"--array=0-{n_jobs - 1}", str(script)]
+    jid = subprocess.run(submit, check=True, capture_output=True, text=True).stdout.strip()
+    ask = ["squeue", "-h", "-t", "PD,R,CG", "-j", jid, "-o", "%A"]
+    while subprocess.run(ask, check=True, capture_output=True).stdout:
+        time.sleep(0.1)
+    return time.perf_counter() - began_s
+
+
+async def run_xqute(workdir: Path, n_jobs: int, forks: int) -> float:
+    """Seconds of as many jobs of `true` through xqute, all successes."""
+    began_s = time.perf_counter()
+    async with Xqute("slurm", workdir=workdir, forks=forks) as xq:
+        for _ in range(n_jobs):
+            await xq.feed(["true"])
+    took_s = time.perf_counter() - began_s
+    assert [job.rc for job in xq.jobs] == [0] * n_jobs
+    return took_s
+
+
+async def measure_latency_ms(workdir: Path, n_jobs: int) -> list[float]:
+    """Milliseconds from the end of a command to `on_job_succeeded`, a few jobs at a time."""
+    ends = Ends()
+    async with Xqute("slurm", workdir=workdir, forks=4, plugins=[ends]) as xq:
+        for _ in range(n_jobs):
+            await xq.feed(["bash", "-c", "sleep 0.2; echo $EPOCHREALTIME"])
+    return [(ends.told[job.index] - float(job.stdout_file.read_text())) * 1000 for job in xq.jobs]
+
+
+async def count_calls(workdir: Path, calls: Calls, n_jobs: int, for_s: float) -> tuple[int, int]:
+    """Calls within `for_s` while so many jobs wait in the queue, and those to kill them all."""
+    async with Xqute("slurm", workdir=workdir, forks=n_jobs, scheduler_opts={"hold": True}) as xq:
+        for _ in range(n_jobs):
+            await xq.feed(["true"])
+        while any(job.submitted_at is None for job in xq.jobs):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        calls.reset()
+        await asyncio.sleep(for_s)
+        n_waiting = calls.count("squeue") + calls.count("sacct")
+        calls.reset()
+        xq.cancel()
+    return n_waiting, sum(map(calls.count, PROGRAMS))
+
+
+def one(name: str, unit: str, value: float, target: Target | None = None) -> Figure:
+    """A figure that was measured once."""
+    return Figure(name, unit, value, value, value, target)
+
+
+def measure(folder: Path, n_jobs: int, for_s: float) -> Section:
+    """Measure everything."""
+    calls = Calls(folder / "shims")
+    bare_s = run_bare(folder, n_jobs)
+    calls.reset()
+    took_s = asyncio.run(run_xqute(folder / "all", n_jobs, n_jobs))
+    per_10_s = calls.count("squeue") / max(took_s / 10, 1)
+    figures = [
+        one("bare array", "s", bare_s),
+        one(f"xqute, forks={n_jobs}", "s", took_s, Target("<=", round(bare_s * 1.05 + 1, 1))),
+        one("its sbatch calls", "", calls.count("sbatch"), Target("<=", 5)),
+        one("its squeue calls per 10 s", "", per_10_s, Target("<=", 1)),
+    ]
+    calls.reset()
+    took_s = asyncio.run(run_xqute(folder / "some", n_jobs, n_jobs // 10))
+    figures += [
+        one(f"xqute, forks={n_jobs // 10}", "s", took_s),
+        one("its sbatch calls, again", "", calls.count("sbatch"), Target("<=", 25)),
+    ]
+    latency_ms = asyncio.run(measure_latency_ms(folder / "latency", 60))
+    median_ms = statistics.median(latency_ms)
+    figures.append(one("end of a job to on_job_succeeded", "ms", median_ms, Target("<=", 50)))
+    for n_waiting in (10, n_jobs // 10, n_jobs):
+        found = asyncio.run(count_calls(folder / f"wait{n_waiting}", calls, n_waiting, for_s))
+        figures += [
+            one(f"calls a minute, {n_waiting} waiting", "", found[0] * 60 / for_s),
+            one(f"calls to kill {n_waiting}", "", found[1]),
+        ]
+    return Section("slurm", f"{n_jobs} jobs of true on a private Slurm with 16 places", [*figures])
+
+
+def main() -> int:
+    """Run the benchmark and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--jobs", type=int, default=1000)
+    parser.add_argument("--seconds", type=float, default=30.0, help="of counting calls, each time")
+    parser.add_argument("--strict", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with private_slurm(folder / "slurm"):
+            section = measure(folder, options.jobs, options.seconds)
+    print(render_section(section))
+    return 1 if options.strict and section.missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
