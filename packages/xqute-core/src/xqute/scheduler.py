@@ -505,10 +505,6 @@ class Scheduler(ABC):
 
         return resolve_resources(self.resources, job.resources, job.trial_count, job.last_cause)
 
-    def resources_of_all(self, job: Job) -> Resources:
-        """Give what the same attempt would ask for, had the job no wishes of its own."""
-        return resolve_resources(self.resources, None, job.trial_count, job.last_cause)
-
     # --- one job at a time, without an engine: see `_standalone` -------------------------------
 
     async def submit_job_and_update_status(self, job: Job) -> None:

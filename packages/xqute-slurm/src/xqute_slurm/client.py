@@ -112,7 +112,7 @@ class SlurmClient:
             SchedulerError: If there is no answer.
         """
         rows: dict[str, QueueRow] = {}
-        words = join_jids(list(jids))
+        words = list(jids)  # sacct knows no ranges of tasks
         while words and self._has_accounting:
             argv = [self.sacct, "-X", "-P", "-n", f"--format={SACCT_FORMAT}", "-j"]
             some, words = words[:_MANY_WORDS], words[_MANY_WORDS:]

@@ -85,7 +85,7 @@ def render_dispatch(
     *,
     head: str,
     workdir: str,
-    indices: Sequence[int],
+    folders: Sequence[str],
     tag: str,
     wrapper_name: str,
     place: str,
@@ -99,7 +99,7 @@ def render_dispatch(
     Args:
         head: The first lines, verbatim: the shebang, and the backend's options.
         workdir: The folder of the run, as seen from where the job runs.
-        indices: Of the jobs, in the order of the tasks.
+        folders: Those of the jobs in it, in the order of the tasks.
         tag: What the claims of all these attempts are named after.
         wrapper_name: The file name of a wrapper in a job's folder.
         place: A bash arithmetic expression that gives the task's place in that order.
@@ -110,8 +110,8 @@ def render_dispatch(
     start = "exec " if not forward else ""
     lines = [
         head.rstrip("\n"),
-        f"xq_indices=({' '.join(map(str, indices))})",
-        f"xq_dir={quote(workdir)}/${{xq_indices[{place}]}}",
+        f"xq_folders=({' '.join(folders)})",
+        f"xq_dir={quote(workdir)}/${{xq_folders[{place}]}}",
         f"[[ -e $xq_dir/job.start.{tag} ]] && exit 121",
         f'{start}{shell} -p "$xq_dir"/{wrapper_name}',
     ]

@@ -24,6 +24,8 @@ __all__ = ["ClusterScheduler", "QueueRow"]
 
 #: How long rendering wrappers may keep the event loop from others.
 _TURN_S = 0.005
+#: What ends the id of an array as a whole.
+_ARRAY_MARK = "[]"
 #: How old may be what is told of a single job.
 _SAME_LOOK_S = 1.0
 #: How many missing jobs are remembered until old ones are forgotten, and what is old.
@@ -191,12 +193,10 @@ class ClusterScheduler(Scheduler):
             SubmitError: If none was accepted.
         """
         answers: dict[Job, int | str | Exception] = {}
-        jobs = []
         turn_ends_s = time.perf_counter() + _TURN_S
         for job in submission.jobs:
             try:
                 self._write_wrapper(job)
-                jobs.append(job)
             except ConfigError as exc:
                 answers[job] = SubmitError(str(exc))
             except Exception as exc:  # noqa: BLE001  # a hook of a plugin's, perhaps: it is told
@@ -204,37 +204,45 @@ class ClusterScheduler(Scheduler):
             if time.perf_counter() > turn_ends_s:
                 await asyncio.sleep(0)
                 turn_ends_s = time.perf_counter() + _TURN_S
+        jobs = [job for job in submission.jobs if job not in answers]
         if not jobs:
             return answers
         name = self.submission_name(submission.key)
-        n_tasks = len(jobs) if len(submission.jobs) > 1 else None
+        n_tasks = len(submission.jobs) if len(submission.jobs) > 1 else None
         try:
-            path = self._write_script(submission.key, name, jobs, n_tasks)
+            path = self._write_script(submission, name, jobs)
         except OSError as exc:
             raise SubmitError(f"the plan {submission.key} cannot be written: {exc}") from exc
         submission_id = await self._submit_or_find(path, name, n_tasks)
-        for place, job in enumerate(jobs):
-            jid = submission_id if n_tasks is None else self.build_jid(submission_id, place)
-            answers[job] = jid
-            self._queue.touch(jid)
+        for place, job in enumerate(submission.jobs):
+            if job not in answers:
+                jid = submission_id if n_tasks is None else self.build_jid(submission_id, place)
+                answers[job] = jid
+                self._queue.touch(jid)
         return answers
 
-    def _write_script(self, key: str, name: str, jobs: Sequence[Job], n_tasks: int | None) -> str:
-        """Write what is submitted: a job's own wrapper, or what starts the wrappers of several."""
+    def _write_script(self, submission: Submission, name: str, jobs: Sequence[Job]) -> str:
+        """Write what is submitted: a job's own wrapper, or what starts the wrappers of several.
+
+        A job's place in the plan is its task's in the array; those of which there is no wrapper
+        have a task that does nothing.
+        """
+        n_tasks = len(submission.jobs) if len(submission.jobs) > 1 else None
         if n_tasks is None and self.signal_before_end_s is None:
             return f"{jobs[0].local_dir}/job.wrapped.{self.name}"
+        ready = set(jobs)
         script = render_dispatch(
             head=self.build_head(self.build_options(jobs[0]), name, n_tasks),
             workdir=str(jobs[0].workdir.mounted),
-            indices=[job.index for job in jobs],
+            folders=[str(job.index) if job in ready else "-" for job in submission.jobs],
             tag=self.claim_tag(jobs[0]),
             wrapper_name=f"job.wrapped.{self.name}",
             place="0" if n_tasks is None else self.task_place,
             forward="" if self.signal_before_end_s is None else "USR1",
             shell=JOBCMD_WRAPPER_LANG,
         )
-        tasks = [self.submission_key(job) for job in jobs]
-        return self._plans.write(str(self.workdir), key, tasks, script)
+        tasks = [self.submission_key(job) for job in submission.jobs]
+        return self._plans.write(str(self.workdir), submission.key, tasks, script)
 
     async def _submit_or_find(self, path: str, name: str, n_tasks: int | None) -> str:
         """Submit a script; where that may have failed or not, look it up."""
@@ -254,18 +262,31 @@ class ClusterScheduler(Scheduler):
             raise
 
     async def find_submitted(self, keys: Iterable[str]) -> Mapping[str, int | str]:
-        """Look in the queue for submissions of these keys, alone or as tasks of arrays."""
+        """Look in the queue for submissions of these keys: of jobs alone, of tasks, and of arrays.
+
+        What is given for an array is for `id_in_submission`.
+        """
         wanted = set(keys)
         return self._find(wanted, await self._queue.read()) if wanted else {}
 
+    def id_in_submission(self, submission_id: int | str, position: int) -> int | str:
+        """Give the native id of a task of what `find_submitted` has found."""
+        text = str(submission_id)
+        if not text.endswith(_ARRAY_MARK):
+            return submission_id
+        return self.build_jid(text.removesuffix(_ARRAY_MARK), position)
+
     def _find(self, wanted: set[str], queue: Snapshot) -> dict[str, int | str]:
-        ids = {self.key_in(row.name): row.submission_id for row in queue.rows.values()}
+        ids = {
+            self.key_in(row.name): row.submission_id + ("" if row.place is None else _ARRAY_MARK)
+            for row in queue.rows.values()
+        }
         found: dict[str, int | str] = {key: ids[key] for key in wanted if key in ids}
         if len(found) < len(wanted):
             places = self._plans.find(str(self.workdir), wanted - found.keys())
             for key, (plan, place) in places.items():
                 if plan in ids:
-                    found[key] = self.build_jid(ids[plan], place)
+                    found[key] = self.id_in_submission(ids[plan], place)
         return found
 
     # --- asking --------------------------------------------------------------------------------
