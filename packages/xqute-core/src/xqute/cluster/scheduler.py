@@ -62,6 +62,8 @@ class ClusterScheduler(Scheduler):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.linger_s = 3.0
+        #: Seconds after which accounting, where there is any, must have heard of an end.
+        self.accounting_lag_s = 15.0
         if max_running is not None:
             check_count("max_running", max_running, 1)
         if signal_before_end_s is not None:
@@ -345,7 +347,7 @@ class ClusterScheduler(Scheduler):
                 self._missed.pop(self.submission_key(job), None)
                 self._tell_why_it_waits(job, row)
                 states[job] = row.state
-            elif record is None and not self._has_been_missed(job):
+            elif record is None and self._missed_s(job) < self.lost_grace_s:
                 states[job] = BackendState(Phase.GONE)
             else:
                 over[job] = row
@@ -358,14 +360,14 @@ class ClusterScheduler(Scheduler):
         except OSError:
             return None
 
-    def _has_been_missed(self, job: Job) -> bool:
-        """Whether it is not for the first time that the backend does not have a job any more."""
+    def _missed_s(self, job: Job) -> float:
+        """For how long the queue has not had a job any more."""
         now_s = time.monotonic()
         since_s = self._missed.setdefault(self.submission_key(job), now_s)
         if len(self._missed) > _MANY_MISSED:
             recent = {k: then_s for k, then_s in self._missed.items() if now_s - then_s < _FORGET_S}
             self._missed = recent
-        return now_s - since_s >= self.lost_grace_s
+        return now_s - since_s
 
     async def _explain(
         self,
@@ -374,20 +376,27 @@ class ClusterScheduler(Scheduler):
         queue: Snapshot,
     ) -> dict[Job, BackendState]:
         """Say how jobs ended that the queue does not have, or has as ended."""
-        untold = [
+        untold = {
             str(job.jid)
             for job, row in over.items()
             if row is None or (row.state.rc is None and not row.state.cause)
-        ]
+        }
         told: Mapping[str, QueueRow] = {}
+        lag_s = 0.0
         if untold:
             try:
-                told = await self.read_accounting(untold)
+                told = await self.read_accounting(sorted(untold))
+                lag_s = self.accounting_lag_s
             except SchedulerError as exc:
                 logger.debug("%s: no accounting: %s", self.name, exc)
         states = {}
         for job, row in over.items():
-            best = self._row_of(job, told) or row
+            heard = self._row_of(job, told)
+            if not _has_ended(heard):  # accounting may never hear of an end, too
+                if str(job.jid) in untold and self._missed_s(job) < lag_s:
+                    continue
+                heard = None
+            best = heard or row
             state = best.state if best is not None else BackendState(Phase.GONE)
             if records[job] is None and not state.cause and not self._has_started(job):
                 state = self._explain_no_start(job, state, queue)
