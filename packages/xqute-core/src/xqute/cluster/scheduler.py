@@ -165,11 +165,17 @@ class ClusterScheduler(Scheduler):
     def plan_submissions(self, jobs: Sequence[Job]) -> list[Submission]:
         """Put jobs with equal options into arrays, in order; those that are alone stay so."""
         groups: dict[object, list[Job]] = {}
+        of_all: object = None
         for job in jobs:
-            try:
-                options: object = self.build_options(job)
-            except Exception:  # noqa: BLE001  # its submission will say so; here it is alone
-                options = job
+            has_own = job.resources is not None or job.scheduler_opts or callable(self.resources)
+            options = None if has_own else of_all
+            if options is None:
+                try:
+                    options = self.build_options(job)
+                except Exception:  # noqa: BLE001  # its submission will say so; here it is alone
+                    options = job
+                else:
+                    of_all = of_all if has_own else options
             group = (options, self.claim_tag(job), str(job.workdir), job.workdir.mounted)
             groups.setdefault(group, []).append(job)
         plans = []
