@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ class Cluster:
         self.folder = Path(folder)
         self.settings = {f"SLURM_{name.upper()}": str(value) for name, value in settings.items()}
         self.conf = self.folder / "slurm.conf"
+        self.is_hurt = False
 
     def start(self):
         """Start what does not run."""
@@ -55,10 +56,12 @@ class Cluster:
             return False
 
     def signal(self, name, sig):
+        self.is_hurt = True
         os.kill(self.pid(name), sig)
 
     def ask(self, *argv, check=True):
         """Run one of Slurm's programs; give what it prints."""
+        self.is_hurt = self.is_hurt or argv[0] == "scontrol"
         done = subprocess.run(
             [str(part) for part in argv],
             stdin=subprocess.DEVNULL,
@@ -77,12 +80,12 @@ class Cluster:
 
     def heal(self):
         """Let go on what a test has stopped, start what it has killed, and cancel what is left."""
-        for file in (self.folder / "pid").glob("*.pid"):
-            try:
-                os.kill(int(file.read_text()), signal.SIGCONT)
-            except ProcessLookupError:
-                continue
-        self.start()
+        if self.is_hurt:
+            for file in (self.folder / "pid").glob("*.pid"):
+                with suppress(ProcessLookupError):
+                    os.kill(int(file.read_text()), signal.SIGCONT)
+            self.start()
+            self.is_hurt = False
         self.ask("scancel", "-u", "root", check=False)
 
 
