@@ -188,7 +188,8 @@ async def test_a_controller_that_is_away_loses_nothing(slurm, tmp_path):
     assert {job.trial_count for job in xq.jobs} == {0}
 
 
-async def test_a_controller_that_is_killed_and_started_again(slurm, tmp_path):
+async def test_a_controller_that_is_killed_and_started_again(new_slurm, tmp_path):
+    slurm = new_slurm(nodes=1)  # it may give out old ids again, which its nodes then refuse
     async with slurm_run(tmp_path / "w") as xq:
         for number in range(6):
             await xq.feed(bash(f'echo x >>"$XQUTE_JOB_METADIR/runs"; sleep 3; exit {number}'))
