@@ -1,0 +1,238 @@
+"""Docker, Podman, or what is used like them, through its program."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
+from functools import cached_property
+from typing import Any
+
+from xqute import logger
+from xqute.defaults import JOBCMD_WRAPPER_LANG
+from xqute.errors import SchedulerError, SubmitError
+
+from .client import EngineAwayError, Traits, Wanted, as_wanted, run_program
+from .options import Pull, Runtime
+from .parse import (
+    Container,
+    Ended,
+    Stage,
+    explain_refusal,
+    is_name_clash,
+    parse_ended,
+    parse_inspected,
+    parse_loaded,
+)
+from .spec import Spec, build_run_argv
+
+__all__ = ["CommandClient"]
+
+#: What programs say when their engine does not answer.
+_AWAY = ("cannot connect to", "connection refused", "unable to connect", "error during connect")
+_PULL_TIMEOUT_S = 3600.0
+#: Runs a program until somebody closes its standard input, if only by being killed.
+_UNTIL_LEFT = '"$@" </dev/null & exec >&-; read -r _; kill "$!" 2>/dev/null'
+
+
+class CommandClient:
+    """Runs a program for each thing that is asked for.
+
+    Args:
+        program: The program, with the options that go before any command.
+        runtime: Whether it is Docker or Podman.
+        labels: What all containers of this run's folder have.
+        bin_args: The user's own options for each container.
+
+    Raises:
+        SchedulerError: If it does not work, with its words.
+    """
+
+    def __init__(
+        self, program: list[str], runtime: Runtime, labels: dict[str, str], bin_args: Sequence[str]
+    ) -> None:
+        self._program = program
+        self._binary = program[0]
+        self._runtime = runtime
+        self._labels = labels
+        self._bin_args = bin_args
+        self._events: subprocess.Popen[str] | None = None
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self._info: dict[str, Any] = json.loads(self._ask("info", "--format", "{{json .}}"))
+        errors = self._info.get("ServerErrors")
+        if errors:
+            raise EngineAwayError(
+                f"{self._binary}: {'; '.join(errors)} (is the engine started? may you use it?)"
+            )
+
+    @cached_property
+    def traits(self) -> Traits:
+        """What there is to know of the engine."""
+        host = self._info.get("host")
+        if host is not None:
+            return Traits(
+                "Podman",
+                is_podman=True,
+                is_rootless=host["security"]["rootless"],
+                tells_ends=host.get("eventLogger") != "none",
+            )
+        security = self._info.get("SecurityOptions") or ()
+        return Traits(
+            "Docker",
+            is_rootless=any(option.startswith("name=rootless") for option in security),
+            remaps_users=any(option.startswith("name=userns") for option in security),
+        )
+
+    def _run(self, *words: str, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
+        done = run_program([*self._program, *words], timeout_s)
+        if done.returncode != 0 and any(word in done.stderr.lower() for word in _AWAY):
+            raise EngineAwayError(
+                f"{self._binary}: {done.stderr.strip()} (is the engine started? may you use it?)"
+            )
+        return done
+
+    def _ask(self, *words: str) -> str:
+        done = self._run(*words)
+        if done.returncode != 0:
+            raise SchedulerError(f"{self._binary} {words[0]}: {done.stderr.strip()}")
+        return done.stdout
+
+    # --- images --------------------------------------------------------------------------------
+
+    def ensure_image(self, image: str, pull: Pull) -> str:
+        """See that an image is there; an archive of one is loaded."""
+        if os.path.isfile(image):
+            return self._load(image)
+        if pull is not Pull.ALWAYS:
+            if self._run("image", "inspect", "--format", "{{.Id}}", image).returncode == 0:
+                return image
+            if pull is Pull.NEVER:
+                raise SchedulerError(
+                    f"{self.traits.name} has no image {image}, and is not to pull it "
+                    "(pull='never'): pull or load it first"
+                )
+        logger.info("%s pulls the image %s", self.traits.name, image)
+        done = self._run("pull", "--quiet", image, timeout_s=_PULL_TIMEOUT_S)
+        if done.returncode != 0:
+            raise SchedulerError(
+                f"{self.traits.name} cannot pull the image {image}: {done.stderr.strip()} (check "
+                "its name, and whether its registry wants a login)"
+            )
+        logger.info("%s has pulled the image %s", self.traits.name, image)
+        return image
+
+    def _load(self, path: str) -> str:
+        logger.info("%s loads the image %s", self.traits.name, path)
+        done = self._run("load", "--input", path, timeout_s=_PULL_TIMEOUT_S)
+        if done.returncode != 0:
+            raise SchedulerError(f"The image {path} cannot be loaded: {done.stderr.strip()}")
+        return parse_loaded(done.stdout, path)
+
+    # --- containers ----------------------------------------------------------------------------
+
+    def start(self, spec: Spec) -> str:
+        """Make and start a container."""
+        argv = build_run_argv(self._binary, self._runtime, spec, self._bin_args, ["--detach"])
+        done = self._run(*argv[1:])
+        if done.returncode == 0:
+            return done.stdout.split()[-1]
+        words = done.stderr.strip()
+        found = next(iter(self._inspect(spec.key)), None)
+        if found is not None and is_name_clash(words) and found.key == spec.key:
+            self.wake(found)
+            return found.id
+        if found is not None and found.stage is Stage.CREATED:
+            self.remove(as_wanted(found))
+        raise SubmitError(explain_refusal(words, spec, self.traits.name))
+
+    def wake(self, container: Container) -> None:
+        """Start a container that never was."""
+        if container.stage is not Stage.CREATED:
+            return
+        done = self._run("start", container.id)
+        if done.returncode != 0:
+            self.remove(as_wanted(container))
+            raise SubmitError(f"{container.key} cannot be started: {done.stderr.strip()}")
+
+    def look(self, wanted: Collection[Wanted] = ()) -> list[Container]:
+        """Give all containers of the workdir."""
+        filters = [f"--filter=label={name}={value}" for name, value in self._labels.items()]
+        ids = self._ask("ps", "--all", "--quiet", "--no-trunc", *filters).split()
+        return self._inspect(*ids) if ids else []
+
+    def find(self, wanted: Wanted) -> Container | None:
+        """Give one container, with its exit code."""
+        found = self._inspect(wanted.key)
+        return next((container for container in found if container.key == wanted.key), None)
+
+    def _inspect(self, *names: str) -> list[Container]:
+        """Give those of the containers that are there."""
+        done = self._run("container", "inspect", *names)
+        if not done.stdout.strip():
+            return []
+        return [parse_inspected(said) for said in json.loads(done.stdout)]
+
+    def signal(self, wanted: Wanted, *, force: bool) -> None:
+        """Send TERM, or KILL, to the first process of a container."""
+        done = self._run("kill", f"--signal={'KILL' if force else 'TERM'}", wanted.key)
+        found = None if done.returncode == 0 else self.find(wanted)
+        if found is not None and found.stage is Stage.CREATED:
+            self.remove(wanted)
+        elif found is not None and found.stage is Stage.RUNNING:
+            raise SchedulerError(f"{wanted.key} cannot be signalled: {done.stderr.strip()}")
+
+    def remove(self, wanted: Wanted) -> None:
+        """Remove a container and the anonymous volumes of its image."""
+        now = ["--time=0"] if self.traits.is_podman else []  # or it would ask first, for 10 seconds
+        done = self._run("rm", "--force", "--volumes", *now, wanted.key)
+        if done.returncode != 0 and self.find(wanted) is not None:
+            raise SchedulerError(f"{wanted.key} cannot be removed: {done.stderr.strip()}")
+
+    def read_words(self, wanted: Wanted) -> str:
+        """Give the last lines that the engine has kept of a container's output."""
+        try:
+            done = self._run("logs", "--tail=5", wanted.key)
+        except SchedulerError:
+            return ""
+        return f"{done.stdout}{done.stderr}".strip() if done.returncode == 0 else ""
+
+    # --- news ----------------------------------------------------------------------------------
+
+    def listen(self, since_s: float) -> Iterator[Ended | None]:
+        """Tell of each end."""
+        format_ = "json" if self.traits.is_podman else "{{json .}}"
+        event = "died" if self.traits.is_podman else "die"
+        argv = [*self._program, "events", f"--since={int(since_s)}", f"--format={format_}"]
+        argv += ["--filter=type=container", f"--filter=event={event}"]
+        with self._lock:
+            if self._is_closed:
+                return
+            try:
+                events = self._events = subprocess.Popen(
+                    [JOBCMD_WRAPPER_LANG, "-p", "-c", _UNTIL_LEFT, "events", *argv],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    text=True,
+                    start_new_session=True,
+                )
+            except OSError as exc:
+                raise SchedulerError(f"{self._binary} cannot be started: {exc}") from exc
+        yield None
+        with events:
+            for line in events.stdout or ():
+                ended = parse_ended(json.loads(line))
+                if ended is not None:
+                    yield ended
+
+    def close(self) -> None:
+        """End `listen`."""
+        with self._lock:
+            self._is_closed = True
+            if self._events is not None and self._events.stdin is not None:
+                with suppress(OSError, ValueError):  # it has ended
+                    self._events.stdin.close()

@@ -1,0 +1,284 @@
+"""What becomes of containers: their ends told at once, and nothing left of them afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import Any, Protocol, TypeVar
+
+from xqute import logger
+from xqute.defaults import JobCause
+from xqute.errors import SchedulerError
+from xqute.job import Job
+from xqute.scheduler import BackendState, Phase
+
+from .client import Client, Wanted, as_wanted
+from .parse import Container, Ended, Stage
+
+__all__ = ["Watching", "is_settled"]
+
+T = TypeVar("T")
+
+#: What the wrapper exits with if its attempt was taken, or it could write nothing.
+_WRAPPER_CODES = (121, 122)
+#: Pauses before the events of an engine are asked for again.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
+#: How long what has told its end may take to be over, when the run is.
+_CLOSE_WAIT_S = 2.0
+
+_PHASES = {Stage.CREATED: Phase.PENDING, Stage.RUNNING: Phase.RUNNING, Stage.ENDED: Phase.ENDED}
+
+
+class Keys(Protocol):
+    """What gives the submission keys and claim tags of jobs: the scheduler."""
+
+    def submission_key(self, job: Job) -> str:
+        """Give the key of the current attempt of a job."""
+
+    def claim_tag(self, job: Job) -> str:
+        """Give what its claims are named after."""
+
+
+def is_settled(metadir: str, tag: str) -> bool:
+    """Whether nothing would be lost with the container of an attempt.
+
+    So it is if its end is recorded, it was revoked before it began, or its folder is gone: see the
+    files of a job in docs/wrapper.md.
+    """
+    if os.path.exists(f"{metadir}/job.end.{tag}"):
+        return True
+    try:
+        with open(f"{metadir}/job.start.{tag}", "rb") as claim:
+            return claim.read(8) == b"revoked "
+    except FileNotFoundError:
+        return not os.path.isdir(metadir)
+
+
+class Watching:
+    """Follows the containers of jobs until they are removed.
+
+    Args:
+        client: The engine.
+        keys: The scheduler.
+        call: Runs a function that blocks, elsewhere.
+        remove: Whether containers are removed at all.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        keys: Keys,
+        call: Callable[..., Awaitable[Any]],
+        *,
+        remove: Callable[[], bool],
+    ) -> None:
+        self.report: Callable[[Job, BackendState], None] | None = None
+        self.client = client
+        self._keys = keys
+        self._call = call
+        self._remove = remove
+        #: The jobs whose containers may be there, by their keys.
+        self._jobs: dict[str, Job] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_closed = threading.Event()
+        self._listener: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def add(self, jobs: Iterable[Job]) -> None:
+        """Follow these jobs: their current attempts."""
+        for job in jobs:
+            self._jobs[self._keys.submission_key(job)] = job
+
+    def drop(self, job: Job) -> None:
+        """Follow the current attempt of a job no more: there is no container."""
+        self._jobs.pop(self._keys.submission_key(job), None)
+
+    def wanted(self, job: Job) -> Wanted:
+        """Give what the current attempt of a job is asked for with."""
+        return Wanted(self._keys.submission_key(job), job.local_dir, self._keys.claim_tag(job))
+
+    # --- what is asked -------------------------------------------------------------------------
+
+    async def ask(self, jobs: Iterable[Job]) -> dict[Job, BackendState]:
+        """Give the state of each job, and remove what is over.
+
+        Raises:
+            SchedulerError: If nobody answers.
+        """
+        wanted = {self.wanted(job): job for job in jobs}
+        if not wanted:
+            return {}
+        found: dict[Wanted, BackendState] = await self._call(self._look, list(wanted))
+        for one, state in found.items():
+            if state.phase is Phase.ENDED:
+                self._spawn(self._clear(one))
+        return {job: found[one] for one, job in wanted.items()}
+
+    def _look(self, wanted: list[Wanted]) -> dict[Wanted, BackendState]:
+        if len(wanted) == 1:
+            one = self.client.find(wanted[0])
+            containers = {} if one is None else {one.key: one}
+        else:
+            containers = {container.key: container for container in self.client.look(wanted)}
+        return {one: self._judge(one, containers.get(one.key)) for one in wanted}
+
+    def _judge(self, wanted: Wanted, container: Container | None) -> BackendState:
+        """Say what a container's state means for its job."""
+        if container is None:
+            return BackendState(Phase.GONE)
+        phase, code = _PHASES[container.stage], container.exit_code
+        if phase is not Phase.ENDED:
+            return BackendState(phase)
+        if container.out_of_memory and code != 0:
+            # Something in it was killed; a job that succeeded all the same has succeeded.
+            why = "it used more memory than its container may"
+            return BackendState(phase, code, JobCause.OUT_OF_MEMORY, why)
+        began = os.path.exists(f"{wanted.metadir}/job.start.{wanted.tag}")
+        if began or code in _WRAPPER_CODES:
+            return BackendState(phase, code, reason=container.words)
+        words = container.words or self.client.read_words(wanted) or "it says nothing"
+        why = f"its container ended before the job began: {words}"
+        return BackendState(phase, code, JobCause.SETUP, why)
+
+    # --- what is heard -------------------------------------------------------------------------
+
+    def listen(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin to hear of ends from the engine itself."""
+        self._loop = loop
+        self._listener = threading.Thread(target=self._listen, name="xqute-containers", daemon=True)
+        self._listener.start()
+
+    def _listen(self) -> None:
+        """Hear of ends until `close`; after a pause in the stream, ask what was missed."""
+        since_s = time.time() - 1
+        pause_s = _FIRST_PAUSE_S
+        is_first = True
+        while not self._is_closed.is_set():
+            try:
+                for ended in self.client.listen(since_s):
+                    if ended is not None:
+                        pause_s = _FIRST_PAUSE_S
+                        self._tell(self._hear, ended)
+                    elif is_first:
+                        is_first = False
+                    else:
+                        self._tell(self._catch_up)
+                    since_s = time.time() - 1
+            except SchedulerError as exc:
+                logger.debug("Ends of containers are not heard of: %s", exc)
+            if self._is_closed.wait(pause_s):
+                return
+            logger.debug("The engine's events are asked for again")
+            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+
+    def _tell(self, callback: Callable[..., None], *args: object) -> None:
+        try:
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(callback, *args)
+        except RuntimeError:  # the loop is closed, and we are not: nobody hears any more
+            self._is_closed.set()
+
+    def _hear(self, ended: Ended) -> None:
+        job = self._jobs.get(ended.key)
+        if job is not None:
+            self._spawn(self._conclude(job, ended))
+
+    def _catch_up(self) -> None:
+        """Ask about all: ends may have been missed."""
+        self._spawn(self._conclude_all())
+
+    async def _conclude_all(self) -> None:
+        jobs = [job for key, job in self._jobs.items() if key == self._keys.submission_key(job)]
+        for job, state in (await self.ask(jobs)).items():
+            if state.phase is Phase.ENDED:
+                self.say(job, state)
+
+    async def _conclude(self, job: Job, ended: Ended) -> None:
+        wanted = self.wanted(job)
+        if wanted.key != ended.key:
+            # An earlier attempt that was given up: its end is known, or nobody's business.
+            self._jobs.pop(ended.key, None)
+            return
+        if not ended.exit_code and is_settled(wanted.metadir, wanted.tag):
+            state = BackendState(Phase.ENDED, ended.exit_code)
+        else:
+            state = (await self._call(self._look, [wanted]))[wanted]
+        if state.phase is Phase.ENDED:
+            self.say(job, state._replace(jid=ended.id if job.jid is None else None))
+            await self._clear(wanted)
+
+    def say(self, job: Job, state: BackendState) -> None:
+        """Report the state of a job, if anybody wants to hear of it."""
+        if self.report is not None:
+            self.report(job, state)
+
+    # --- what is left --------------------------------------------------------------------------
+
+    async def _clear(self, wanted: Wanted) -> None:
+        """Remove a container that has ended, if that is recorded; else it is left for later."""
+        if not is_settled(wanted.metadir, wanted.tag):
+            return
+        if self._remove():
+            await self._call(self.client.remove, wanted)
+        self._jobs.pop(wanted.key, None)
+
+    async def sweep(self) -> None:
+        """Remove what is over of this run, and of those before it that were killed.
+
+        Raises:
+            SchedulerError: If nobody answers.
+        """
+        for container in await self._call(self.client.look):
+            if (
+                container.stage is not Stage.RUNNING
+                and not container.keep
+                and is_settled(container.metadir, container.tag)
+            ):
+                await self._call(self.client.remove, as_wanted(container))
+                self._jobs.pop(container.key, None)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(self._log_errors(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _log_errors(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except SchedulerError as exc:
+            # What is not heard now, the next question tells; the sweep removes what is left.
+            logger.debug("Nothing is known of a container for now: %s", exc)
+
+    async def close(self) -> None:
+        """Hear no more, and remove what is over; containers that run, run on."""
+        self._is_closed.set()
+        self.report = None
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_CLOSE_WAIT_S)
+        try:
+            await self._await_told()
+            await self.sweep()
+        except SchedulerError as exc:
+            logger.warning("Containers may be left over: %s", exc)
+        await self._call(self.client.close)
+        if self._listener is not None:
+            await self._call(self._listener.join, _CLOSE_WAIT_S)
+
+    async def _await_told(self) -> None:
+        """Wait until those are over that have told their end; but not for ever."""
+        until_s = time.monotonic() + _CLOSE_WAIT_S
+        pause_s = 0.01
+        while time.monotonic() < until_s:
+            told = [
+                one
+                for job in self._jobs.values()
+                if is_settled((one := self.wanted(job)).metadir, one.tag)
+            ]
+            states = await self._call(self._look, told) if told else {}
+            if not any(state.phase is Phase.RUNNING for state in states.values()):
+                return
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, 0.2)

@@ -1,0 +1,153 @@
+"""Real container engines, started once for all tests of this folder, with images made here."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+SERVICES = Path(__file__).resolve().parents[1] / "services" / "container"
+IMAGES = ("bash", "busybox")
+
+
+def run(*argv, timeout_s=300, **keywords):
+    """Run a program; give its output; fail with its words."""
+    done = subprocess.run(
+        [str(word) for word in argv],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+        **keywords,
+    )
+    assert done.returncode == 0, f"{argv}: {done.returncode}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+class Engine:
+    """A container engine of these tests.
+
+    Attributes:
+        options: What to give ContainerScheduler.
+    """
+
+    def __init__(self, name, folder, program, **options):
+        self.name = name
+        self.folder = folder
+        self.program = program
+        self.options = {"image": "localhost/bash:1", "bin": program[0], **options}
+        # For drivers in processes of their own.
+        os.environ[f"TEST_ENGINE_{name}"] = json.dumps(self.options)
+
+    def __call__(self, *words):
+        return run(*self.program, *words)
+
+    def containers(self):
+        """Names and states of all containers."""
+        return self("ps", "--all", "--format", "{{.Names}} {{.Status}}").splitlines()
+
+    def remove_all(self):
+        names = self("ps", "--all", "--quiet").split()
+        if names:
+            self("rm", "--force", *names)
+
+
+@pytest.fixture(scope="session")
+def short_folder():
+    """A folder with a short name: a socket's path has room for a hundred characters."""
+    folder = tempfile.mkdtemp(prefix="xq-")
+    os.chmod(folder, 0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def images(short_folder):
+    folder = f"{short_folder}/images"
+    run(SERVICES / "images", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def docker(short_folder, images):
+    folder = f"{short_folder}/docker"
+    try:
+        run(SERVICES / "start-docker", folder)
+        url = f"unix://{folder}/docker.sock"
+        engine = Engine("docker", folder, ["docker", "--host", url], socket=url)
+        for image in IMAGES:
+            engine("import", f"{images}/{image}.tar", f"localhost/{image}:1")
+        yield engine
+    finally:
+        run(SERVICES / "stop-docker", folder)
+
+
+@pytest.fixture(scope="session")
+def podman(short_folder, images):
+    folder = f"{short_folder}/podman"
+    try:
+        run(SERVICES / "podman-home", folder)
+        engine = Engine("podman", folder, [f"{folder}/bin/podman"])
+        for image in IMAGES:
+            engine("import", f"{images}/{image}.tar", f"localhost/{image}:1")
+        run(SERVICES / "start-podman", folder)
+        yield engine
+    finally:
+        run(SERVICES / "stop-podman", folder)
+
+
+@pytest.fixture(scope="session")
+def podman_socket(podman):
+    return Engine(
+        "podman_socket",
+        podman.folder,
+        podman.program,
+        socket=f"{podman.folder}/podman.sock",
+    )
+
+
+@pytest.fixture(scope="session")
+def docker_program(docker):
+    """Docker without its socket: `bin_args` ask for its program."""
+    return Engine("docker_program", docker.folder, docker.program, **{
+        "socket": docker.options["socket"], "bin_args": ["--env=ASKED=yes"],
+    })
+
+
+class Apptainer(Engine):
+    def containers(self):
+        marker = b"\0xqute-apptainer\0"
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                if marker in path.read_bytes():
+                    found.append(path.parent.name)
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+        return found
+
+    def remove_all(self):
+        for pid in self.containers():
+            os.killpg(int(pid), 9)
+
+
+@pytest.fixture(scope="session")
+def apptainer(images):
+    return Apptainer("apptainer", images, ["apptainer"], image=f"{images}/bash")
+
+
+@pytest.fixture
+def engine(request):
+    """The engine of the class of a test, with nothing left in it afterwards."""
+    engine = request.getfixturevalue(request.cls.engine_name)
+    yield engine
+    left = engine.containers()
+    engine.remove_all()
+    assert left == [] or request.node.name in getattr(request.cls, "leaves_something", ())
