@@ -170,7 +170,7 @@ def parse_volumes(texts: Iterable[str], more: Iterable[Volume] = ()) -> tuple[Vo
     """
     found: dict[str, Volume] = {}
     names: dict[str, Volume] = {}
-    for volume in [*map(_parse_volume, texts), *more]:
+    for volume in [*map(_parse_volume, map(str, texts)), *more]:
         text = _render(volume)
         other = found.setdefault(volume.target, volume)
         if (other.source, other.read_only) != (volume.source, volume.read_only):
@@ -211,7 +211,7 @@ def check_sources(volumes: Iterable[Volume]) -> None:
 
 
 def _parse_volume(text: str) -> Volume:
-    if not isinstance(text, str) or not text.isprintable():
+    if not text.isprintable():
         raise ConfigError(f"volume {text!r} cannot be understood: {_SYNTAX}")
     name, rest, read_only = "", text, False
     if named := re.fullmatch(_NAMED, text):

@@ -201,8 +201,8 @@ _REFUSALS: Final[tuple[tuple[str, str], ...]] = (
 
 
 def explain_refusal(words: str, spec: Spec, engine: str) -> str:
-    """Say what is wrong with a container that an engine did not take, and what to do about it."""
-    words = " ".join(words.split()) or "no words"
+    """Say what is wrong with a container that did not run, and what to do about it."""
+    words = " ".join(words.split()) or "nothing"
     for pattern, meaning in _REFUSALS:
         if re.search(pattern, words, re.IGNORECASE):
             told = meaning.format(
@@ -214,7 +214,7 @@ def explain_refusal(words: str, spec: Spec, engine: str) -> str:
                 volumes=", ".join(volume.source for volume in spec.volumes),
             )
             return f"{told} ({engine} says: {words})"
-    return f"{engine} refuses the container: {words}"
+    return f"the container did not run; {engine} says: {words}"
 
 
 def parse_loaded(said: str, path: str) -> str:

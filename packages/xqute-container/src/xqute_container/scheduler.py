@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
-from xqute.errors import ConfigError, SubmitError, XquteWarning
+from xqute.errors import ConfigError, SchedulerError, SubmitError, XquteWarning
 from xqute.job import Job
 from xqute.path import SpecPath
 from xqute.resources import Resources
@@ -38,7 +38,7 @@ from .options import (
     parse_user,
     parse_volumes,
 )
-from .parse import Stage
+from .parse import Stage, explain_refusal
 from .spec import (
     FORWARDER,
     LABEL_HOST,
@@ -256,8 +256,8 @@ class ContainerScheduler(Scheduler):
             user=user,
             userns=userns,
             groups=groups,
-            cpus=limits and limits.cpus,
-            memory_mib=limits and limits.memory_mib,
+            cpus=limits.cpus if limits else None,
+            memory_mib=limits.memory_mib if limits else None,
             gpus=limits.gpus if limits else 0,
         )
 
@@ -336,15 +336,16 @@ class ContainerScheduler(Scheduler):
         """Start the container of a job; give its id.
 
         Raises:
-            SubmitError: If it does not run.
-            ConfigError: If a setting makes no sense.
+            SubmitError: If it does not run, or a setting makes no sense.
         """
         try:
             watching = await self._ready()
+            client = watching.client
+            spec = self._build_spec(job, client.traits, self._image_name)
         except EngineAwayError as exc:
             raise SubmitError(str(exc), transient=True) from exc
-        client = watching.client
-        spec = self._build_spec(job, client.traits, self._image_name)
+        except (SchedulerError, ConfigError) as exc:
+            raise SubmitError(str(exc)) from exc
         script = str(self.wrapped_job_script(job))
         uid = self._host_uid(client.traits)
         if uid != os.getuid():
@@ -419,6 +420,13 @@ class ContainerScheduler(Scheduler):
         watching = await self._ready()
         watching.add(jobs)
         await self.find_submitted(map(self.submission_key, jobs))
+
+    def explain(self, job: Job, words: str) -> str:
+        """Say why the container of a job did not run, from the engine's words."""
+        if self._client is None:
+            return words
+        traits = self._client.traits
+        return explain_refusal(words, self._build_spec(job, traits, self.image), traits.name)
 
     # --- how it is asked -----------------------------------------------------------------------
 

@@ -167,10 +167,10 @@ def build_run_argv(
 def build_exec_argv(binary: str, spec: Spec, bin_args: Sequence[str]) -> list[str]:
     """Give the command line of Apptainer or Singularity.
 
-    Nothing of the host is seen but what is asked for, its temporary folders and its network. The
-    processes have the host's ids, so that a claim names a process that anybody can look for.
+    Nothing of the host is seen but what is asked for, its temporary folders and its network. With
+    process ids of its own, nothing that a job starts outlives it.
     """
-    argv = [binary, "exec", "--cleanenv", "--no-home", "--writable-tmpfs"]
+    argv = [binary, "exec", "--pid", "--cleanenv", "--no-home", "--writable-tmpfs"]
     argv += [f"--mount={_build_mount(volume, 'destination', 'ro')}" for volume in spec.volumes]
     if spec.gpus:
         argv.append("--nv")

@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from typing import Any, Protocol, TypeVar
 
 from xqute import logger
@@ -33,13 +33,16 @@ _PHASES = {Stage.CREATED: Phase.PENDING, Stage.RUNNING: Phase.RUNNING, Stage.END
 
 
 class Keys(Protocol):
-    """What gives the submission keys and claim tags of jobs: the scheduler."""
+    """What knows of jobs more than their containers tell: the scheduler."""
 
     def submission_key(self, job: Job) -> str:
         """Give the key of the current attempt of a job."""
 
     def claim_tag(self, job: Job) -> str:
         """Give what its claims are named after."""
+
+    def explain(self, job: Job, words: str) -> str:
+        """Say why its container did not run, from the engine's words."""
 
 
 def is_settled(metadir: str, tag: str) -> bool:
@@ -111,21 +114,21 @@ class Watching:
         wanted = {self.wanted(job): job for job in jobs}
         if not wanted:
             return {}
-        found: dict[Wanted, BackendState] = await self._call(self._look, list(wanted))
+        found: dict[Wanted, BackendState] = await self._call(self._look, wanted)
         for one, state in found.items():
             if state.phase is Phase.ENDED:
                 self._spawn(self._clear(one))
         return {job: found[one] for one, job in wanted.items()}
 
-    def _look(self, wanted: list[Wanted]) -> dict[Wanted, BackendState]:
+    def _look(self, wanted: Mapping[Wanted, Job]) -> dict[Wanted, BackendState]:
         if len(wanted) == 1:
-            one = self.client.find(wanted[0])
-            containers = {} if one is None else {one.key: one}
-        else:
-            containers = {container.key: container for container in self.client.look(wanted)}
-        return {one: self._judge(one, containers.get(one.key)) for one in wanted}
+            [one] = wanted
+            found = self.client.find(one)
+            return {one: self._judge(wanted[one], one, found)}
+        containers = {container.key: container for container in self.client.look(wanted)}
+        return {one: self._judge(job, one, containers.get(one.key)) for one, job in wanted.items()}
 
-    def _judge(self, wanted: Wanted, container: Container | None) -> BackendState:
+    def _judge(self, job: Job, wanted: Wanted, container: Container | None) -> BackendState:
         """Say what a container's state means for its job."""
         if container is None:
             return BackendState(Phase.GONE)
@@ -139,9 +142,8 @@ class Watching:
         began = os.path.exists(f"{wanted.metadir}/job.start.{wanted.tag}")
         if began or code in _WRAPPER_CODES:
             return BackendState(phase, code, reason=container.words)
-        words = container.words or self.client.read_words(wanted) or "it says nothing"
-        why = f"its container ended before the job began: {words}"
-        return BackendState(phase, code, JobCause.SETUP, why)
+        words = container.words or self.client.read_words(wanted)
+        return BackendState(phase, code, JobCause.SETUP, self._keys.explain(job, words))
 
     # --- what is heard -------------------------------------------------------------------------
 
@@ -205,7 +207,7 @@ class Watching:
         if not ended.exit_code and is_settled(wanted.metadir, wanted.tag):
             state = BackendState(Phase.ENDED, ended.exit_code)
         else:
-            state = (await self._call(self._look, [wanted]))[wanted]
+            state = (await self._call(self._look, {wanted: job}))[wanted]
         if state.phase is Phase.ENDED:
             self.say(job, state._replace(jid=ended.id if job.jid is None else None))
             await self._clear(wanted)
@@ -272,11 +274,11 @@ class Watching:
         until_s = time.monotonic() + _CLOSE_WAIT_S
         pause_s = 0.01
         while time.monotonic() < until_s:
-            told = [
-                one
+            told = {
+                one: job
                 for job in self._jobs.values()
                 if is_settled((one := self.wanted(job)).metadir, one.tag)
-            ]
+            }
             states = await self._call(self._look, told) if told else {}
             if not any(state.phase is Phase.RUNNING for state in states.values()):
                 return
