@@ -125,6 +125,15 @@ def docker_program(docker):
     )
 
 
+@pytest.fixture(scope="session")
+def podman_rootless():
+    """Podman of an ordinary user, who runs these tests: see test_rootless.py."""
+    folder = os.environ.get("TEST_ROOTLESS")
+    if folder is None:
+        pytest.skip("run by test_rootless.py as another user")
+    return Engine("podman_rootless", folder, [f"{folder}/bin/podman"])
+
+
 class Apptainer(Engine):
     def containers(self):
         marker = b"\0xqute-apptainer\0"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import threading
 from collections.abc import Collection, Iterator, Sequence
@@ -31,8 +32,9 @@ from .spec import Spec, build_run_argv
 
 __all__ = ["CommandClient"]
 
-#: What programs say when their engine does not answer.
-_AWAY = ("cannot connect to", "connection refused", "unable to connect", "error during connect")
+#: What programs say when their engine does not answer, and when it has no such image.
+_AWAY = r"cannot connect to the docker|unable to connect to podman|error during connect"
+_NO_IMAGE = r"no such image|not known|not found|no such object"
 _PULL_TIMEOUT_S = 3600.0
 #: Runs a program until somebody closes its standard input, if only by being killed.
 _UNTIL_LEFT = '"$@" </dev/null & exec >&-; read -r _; kill "$!" 2>/dev/null'
@@ -62,7 +64,10 @@ class CommandClient:
         self._events: subprocess.Popen[str] | None = None
         self._lock = threading.Lock()
         self._is_closed = False
-        self._info: dict[str, Any] = json.loads(self._ask("info", "--format", "{{json .}}"))
+        self._info: dict[str, Any] = {}
+        if runtime is Runtime.PODMAN and len(program) == 1:
+            return  # it takes long to tell about itself, and there is no engine that may be away
+        self._info = json.loads(self._ask("info", "--format", "{{json .}}"))
         errors = self._info.get("ServerErrors")
         if errors:
             raise EngineAwayError(
@@ -72,14 +77,11 @@ class CommandClient:
     @cached_property
     def traits(self) -> Traits:
         """What there is to know of the engine."""
-        host = self._info.get("host")
-        if host is not None:
-            return Traits(
-                "Podman",
-                is_podman=True,
-                is_rootless=host["security"]["rootless"],
-                tells_ends=host.get("eventLogger") != "none",
-            )
+        if not self._info:
+            return Traits("Podman", is_podman=True, is_rootless=os.getuid() != 0)
+        if "host" in self._info:
+            rootless = self._info["host"]["security"]["rootless"]
+            return Traits("Podman", is_podman=True, is_rootless=rootless)
         security = self._info.get("SecurityOptions") or ()
         return Traits(
             "Docker",
@@ -89,7 +91,7 @@ class CommandClient:
 
     def _run(self, *words: str, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
         done = run_program([*self._program, *words], timeout_s)
-        if done.returncode != 0 and any(word in done.stderr.lower() for word in _AWAY):
+        if done.returncode != 0 and re.search(_AWAY, done.stderr, re.IGNORECASE):
             raise EngineAwayError(
                 f"{self._binary}: {done.stderr.strip()} (is the engine started? may you use it?)"
             )
@@ -108,8 +110,11 @@ class CommandClient:
         if os.path.isfile(image):
             return self._load(image)
         if pull is not Pull.ALWAYS:
-            if self._run("image", "inspect", "--format", "{{.Id}}", image).returncode == 0:
+            done = self._run("image", "inspect", "--format", "{{.Id}}", image)
+            if done.returncode == 0:
                 return image
+            if not re.search(_NO_IMAGE, done.stderr, re.IGNORECASE):
+                raise SchedulerError(f"{self._binary} does not work: {done.stderr.strip()}")
             if pull is Pull.NEVER:
                 raise SchedulerError(
                     f"{self.traits.name} has no image {image}, and is not to pull it "

@@ -169,7 +169,7 @@ _REFUSALS: Final[tuple[tuple[str, str], ...]] = (
         "there is no image {image}: pull it, or check its name",
     ),
     (
-        r"container-init|docker-init|catatonit|init binary",
+        r"container-init binary|docker-init\W+executable|init binary",
         "{engine} has no init to run jobs under: install tini (Docker) or catatonit (Podman)",
     ),
     (

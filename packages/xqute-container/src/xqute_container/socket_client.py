@@ -6,7 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Collection, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from http import HTTPStatus
 from typing import Any, TypeVar
 
@@ -42,6 +42,8 @@ T = TypeVar("T")
 
 #: How long an engine may take to answer.
 _ANSWER_TIMEOUT_S = 120
+#: The versions of the interface (Docker Engine API) that are spoken.
+_OLDEST_API, _NEWEST_API = "1.40", "1.45"
 #: Threads that ask at the same time, each with a connection of its own.
 _CONNECTIONS = 32
 _PROGRESS_INTERVAL_S = 5.0
@@ -66,26 +68,35 @@ class SocketClient:
         _knock(url)
         # Credentials for an address in the network are where Docker's own program looks for them.
         tls = docker.utils.kwargs_from_env().get("tls", False) if "unix:" not in url else False
-        try:
-            self._api = docker.APIClient(
-                base_url=url, timeout=_ANSWER_TIMEOUT_S, tls=tls, max_pool_size=_CONNECTIONS
-            )
-        except (DockerException, OSError) as exc:
-            raise EngineAwayError(f"No container engine answers at {url}: {exc}") from exc
+        self._make = partial(
+            docker.APIClient,
+            base_url=url,
+            timeout=_ANSWER_TIMEOUT_S,
+            tls=tls,
+            max_pool_size=_CONNECTIONS,
+        )
+        # Podman takes seconds to tell its version; that of the interface comes with every answer.
+        api = self._make(version=_OLDEST_API)
+        answer = self._ask(api.get, f"{api.base_url}/_ping")
+        spoken = answer.headers.get("Api-Version") or _OLDEST_API
+        self._is_podman = "Libpod-Api-Version" in answer.headers
+        self._api = self._make(version=min(spoken, _NEWEST_API, key=_as_numbers))
 
     @cached_property
     def traits(self) -> Traits:
         """What there is to know of the engine."""
-        version = self._ask(self._api.version)
-        parts = [part.get("Name", "") for part in version.get("Components") or ()]
-        is_podman = any("Podman" in part for part in parts)
+        is_local = self._url.startswith("unix:")
+        if self._is_podman and is_local:
+            # It takes seconds to tell this, too; but whose the socket is, it is.
+            owner = os.stat(self._url.removeprefix("unix://")).st_uid
+            return Traits("Podman", is_podman=True, is_rootless=owner != 0)
         security = self._ask(self._api.info).get("SecurityOptions") or ()
         return Traits(
-            "Podman" if is_podman else "Docker",
-            is_podman,
+            "Podman" if self._is_podman else "Docker",
+            self._is_podman,
             is_rootless=any(option.startswith("name=rootless") for option in security),
             remaps_users=any(option.startswith("name=userns") for option in security),
-            is_local=self._url.startswith("unix:"),
+            is_local=is_local,
         )
 
     def _ask(self, call: Callable[..., T], *args: Any, **keywords: Any) -> T:
@@ -149,6 +160,9 @@ class SocketClient:
         if spec.gpus and self.traits.is_podman:
             # It would ignore what is asked for in Docker's words.
             raise SubmitError("Podman gives GPUs on its command line alone: set socket=False")
+        if self.traits.is_podman and any("," in volume.source for volume in spec.volumes):
+            # It takes the path apart there.
+            raise SubmitError("Podman's socket mounts no path with a comma: set socket=False")
         try:
             made = self._ask(
                 self._api.create_container_from_config, build_body(spec), name=spec.key
@@ -267,6 +281,10 @@ class SocketClient:
         if self._events is not None:
             self._events.close()
         self._api.close()
+
+
+def _as_numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
 
 
 def _knock(url: str) -> None:

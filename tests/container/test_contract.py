@@ -1,0 +1,173 @@
+"""The contract on real engines: all of it on Docker, elsewhere the promises that touch the backend.
+
+With TEST_ENGINES=all in the environment all promises are tried on all of them, which takes long.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from xqute import JobOutcome, JobStatus
+from xqute.testing import SchedulerContract, bash, overrides_contract
+from xqute_container import ContainerScheduler
+
+#: What depends on how containers are made, seen, signalled and found again.
+TOUCHING = frozenset(
+    {
+        "test_a_command_may_end_itself_at_its_timeout",
+        "test_a_command_that_ignores_term_is_killed",
+        "test_a_failed_submission_is_told",
+        "test_a_job_is_running_until_it_has_ended",
+        "test_a_job_is_told_who_it_is",
+        "test_a_job_outlives_the_driver_that_started_it",
+        "test_a_kill_leaves_nothing_behind",
+        "test_a_killed_command_may_clean_up",
+        "test_a_lost_answer_runs_no_command_twice",
+        "test_a_revoked_attempt_never_runs",
+        "test_a_wrapper_that_was_killed_is_no_success",
+        "test_an_id_of_another_makes_no_job_run",
+        "test_arguments_arrive_byte_for_byte",
+        "test_asking_about_many_is_asking_about_each",
+        "test_exit_codes_are_true_when_many_jobs_end_at_once",
+        "test_killing_what_has_ended_is_no_error",
+        "test_the_command_runs_in_cwd",
+        "test_the_exit_code_is_the_commands",
+        "test_two_starts_of_one_attempt_run_the_command_once",
+    }
+)
+#: The same engine by another way: only what differs.
+OTHER_WAY = frozenset(
+    {
+        "test_a_command_that_ignores_term_is_killed",
+        "test_a_job_is_told_who_it_is",
+        "test_a_job_outlives_the_driver_that_started_it",
+        "test_a_kill_leaves_nothing_behind",
+        "test_a_killed_command_may_clean_up",
+        "test_a_lost_answer_runs_no_command_twice",
+        "test_asking_about_many_is_asking_about_each",
+        "test_exit_codes_are_true_when_many_jobs_end_at_once",
+        "test_two_starts_of_one_attempt_run_the_command_once",
+    }
+)
+
+
+def without(promises):
+    """What a class says of the promises that are not tried there."""
+    if os.environ.get("TEST_ENGINES") == "all":
+        return {}
+    reason = "it is tried on Docker, and does not touch the backend"
+    return dict.fromkeys(SchedulerContract.promises().keys() - promises, reason)
+
+
+class EngineContract(SchedulerContract):
+    """What is said of all engines."""
+
+    engine_name: str
+    deadline_s = 110.0
+    many = 16
+    #: The driver is dead, or was told to look no more: the containers run on.
+    leaves_something = (
+        "test_a_job_outlives_the_driver_that_started_it",
+        "test_a_status_set_by_a_plugin_ends_the_watching",
+    )
+
+    @pytest.fixture(autouse=True)
+    def _engine(self, engine):
+        """Nothing is left of any test."""
+
+    def make_scheduler(self, workdir, **keywords):
+        options = json.loads(os.environ[f"TEST_ENGINE_{self.engine_name}"])
+        return ContainerScheduler(**{**options, "workdir": workdir, **keywords})
+
+    def tune(self, scheduler):
+        super().tune(scheduler)
+        scheduler.kill_grace_s = 1.0
+        scheduler.kill_timeout_s = 30.0
+
+    def break_submissions(self, scheduler):
+        scheduler.resources = {"queue": "long"}
+        return "queue"
+
+    @overrides_contract
+    async def test_a_wrapper_that_was_killed_is_no_success(self, rig):
+        """The claim names the process as its container sees it: here it is looked for outside."""
+        async with rig.running() as xq:
+            job = await rig.feed_ready(xq, bash("echo ready; exec sleep 60"))
+            for pid in self.processes_of(job):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        assert job.status is JobStatus.FAILED
+        assert job.outcome in (JobOutcome.FAILED, JobOutcome.LOST)
+        assert job.rc != 0
+        assert job.cause
+        assert job.reason
+
+    def processes_of(self, job):
+        """All processes of a job but the first of its container."""
+        found = find_processes("cgroup", str(job.jid))
+        return [pid for pid in found if pid not in find_processes("cmdline", "init")]
+
+
+@pytest.mark.needs("dockerd", "docker", "busybox", root=True)
+class TestDocker(EngineContract):
+    engine_name = "docker"
+
+
+@pytest.mark.needs("podman", "catatonit", "busybox", root=True)
+class TestPodman(EngineContract):
+    engine_name = "podman"
+    does_not_apply = without(TOUCHING)
+
+
+@pytest.mark.needs("podman", "catatonit", "busybox", root=True)
+class TestPodmanSocket(EngineContract):
+    engine_name = "podman_socket"
+    does_not_apply = without(OTHER_WAY)
+    many = 8
+
+
+@pytest.mark.needs("dockerd", "docker", "busybox", root=True)
+class TestDockerProgram(EngineContract):
+    engine_name = "docker_program"
+    does_not_apply = without(OTHER_WAY)
+    many = 8
+
+
+class TestPodmanRootless(EngineContract):
+    """Run by an ordinary user: see test_rootless.py."""
+
+    engine_name = "podman_rootless"
+    does_not_apply = without(OTHER_WAY)
+    many = 8
+
+    def processes_of(self, job):
+        return find_processes("cmdline", "job.wrapped")
+
+
+@pytest.mark.needs("apptainer", "busybox")
+class TestApptainer(EngineContract):
+    engine_name = "apptainer"
+    does_not_apply = without(TOUCHING)
+
+    def processes_of(self, job):
+        found = find_processes("stat", f" {job.jid} {job.jid} 0 ")  # group and session, no terminal
+        return [pid for pid in found if str(pid) != job.jid]
+
+
+def find_processes(name, word):
+    """The processes that have a word in a file of theirs in /proc."""
+    found = []
+    for path in Path("/proc").glob(f"[0-9]*/{name}"):
+        try:
+            if word.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    assert found, f"no process has {word!r} in its {name}"
+    return found

@@ -1,0 +1,388 @@
+"""What differs between engines, and what must not: rc, outcome, reason, files, and what is left."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import xqute
+from xqute import JobCause, JobOutcome, SchedulerError, Xqute
+from xqute.testing import until
+from xqute_container import ContainerScheduler
+
+pytestmark = [pytest.mark.needs("dockerd", "podman", "busybox", "apptainer", root=True)]
+
+DEADLINE_S = 60.0
+ENGINES = ("docker", "podman", "podman_socket", "apptainer")
+#: Those that have containers in a list.
+LISTING = ("docker", "podman", "podman_socket")
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request):
+    engine = request.getfixturevalue(request.param)
+    yield engine
+    engine.remove_all()
+
+
+@pytest.fixture
+def listing(engine):
+    if engine.name not in LISTING:
+        pytest.skip("its containers are processes")
+    return engine
+
+
+@pytest.fixture
+def outside(engine, images):
+    """An image without a bash, for this engine."""
+    return f"{images}/busybox" if engine.name == "apptainer" else "localhost/busybox:1"
+
+
+def bash(script):
+    return ["bash", "-c", script]
+
+
+async def run(engine, workdir, *commands, scheduler=(), **keywords):
+    opts = {**engine.options, **dict(scheduler)}
+    async with asyncio.timeout(DEADLINE_S):
+        async with Xqute("container", workdir=workdir, scheduler_opts=opts, **keywords) as xq:
+            for command in commands:
+                await xq.feed(command)
+    return xq.jobs
+
+
+def told(job):
+    return job.rc, job.outcome, job.cause
+
+
+# --- the same from all ---------------------------------------------------------------------------
+
+
+async def test_ends_are_told_alike(engine, tmp_path):
+    jobs = await run(
+        engine,
+        tmp_path,
+        ["true"],
+        bash("exit 125"),
+        ["no-such-command"],
+        ["/etc/passwd"],
+        bash("kill -KILL $$"),
+        bash("exit 255"),
+        forks=2,
+    )
+    assert [told(job) for job in jobs] == [
+        (0, JobOutcome.SUCCEEDED, None),
+        (125, JobOutcome.FAILED, JobCause.EXIT_CODE),
+        (127, JobOutcome.FAILED, JobCause.EXIT_CODE),
+        (126, JobOutcome.FAILED, JobCause.EXIT_CODE),
+        (137, JobOutcome.FAILED, JobCause.SIGNAL),
+        (255, JobOutcome.FAILED, JobCause.EXIT_CODE),
+    ]
+    assert engine.containers() == []
+
+
+async def test_an_entrypoint_that_is_not_in_the_image_is_named(engine, outside, tmp_path):
+    [job] = await run(engine, tmp_path, ["true"], scheduler={"image": outside})
+    assert job.outcome in (JobOutcome.FAILED, JobOutcome.SUBMIT_FAILED)
+    assert job.rc != 0
+    assert job.cause in (JobCause.SETUP, JobCause.SUBMISSION)
+    assert "/bin/bash" in job.reason
+    assert "entrypoint=" in job.reason
+    assert engine.containers() == []
+
+
+async def test_an_entrypoint_that_is_not_executable_is_named(engine, tmp_path):
+    [job] = await run(engine, tmp_path, ["true"], scheduler={"entrypoint": "/etc/passwd"})
+    assert job.outcome in (JobOutcome.FAILED, JobOutcome.SUBMIT_FAILED)
+    assert "/etc/passwd" in job.reason
+    assert "entrypoint=" in job.reason
+    assert engine.containers() == []
+
+
+async def test_a_user_whom_the_image_does_not_know_is_named(listing, tmp_path):
+    [job] = await run(listing, tmp_path, ["true"], scheduler={"user": "nosuchuser"})
+    assert (job.outcome, job.rc) == (JobOutcome.SUBMIT_FAILED, -2)
+    assert "nosuchuser" in job.reason
+    assert "uid:gid" in job.reason
+    assert listing.containers() == []
+
+
+async def test_a_missing_image_is_told_before_any_job_is_submitted(engine, tmp_path):
+    with pytest.raises(SchedulerError, match="no-such-image"):
+        await run(
+            engine, tmp_path, scheduler={"image": "no-such-image:1", "pull": "never"}, *[["true"]]
+        )
+    assert not list(tmp_path.glob("*/job.jid"))
+
+
+async def test_an_image_that_cannot_be_pulled_is_told(listing, tmp_path):
+    image = "localhost:1/no-such-image:1"
+    with pytest.raises(SchedulerError, match=r"cannot pull the image localhost:1/no-such-image"):
+        await run(listing, tmp_path, ["true"], scheduler={"image": image})
+
+
+async def test_an_archive_of_an_image_is_loaded(listing, tmp_path):
+    archive = tmp_path / "saved image.tar"
+    listing("save", "--output", archive, "localhost/bash:1")
+    opts = {"image": str(archive), "pull": "never"}
+    [job] = await run(listing, tmp_path / "work", ["true"], scheduler=opts)
+    assert job.rc == 0
+
+
+async def test_an_archive_is_converted_once_for_apptainer(docker, apptainer, tmp_path, monkeypatch):
+    archive = tmp_path / "saved.tar"
+    docker("save", "--output", archive, "localhost/bash:1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    opts = {"image": f"docker-archive:{archive}"}
+    [job] = await run(apptainer, tmp_path / "work", ["true"], scheduler=opts)
+    archive.unlink()
+    [again] = await run(apptainer, tmp_path / "again", ["true"], scheduler=opts)
+    assert (job.rc, again.rc) == (0, 0)
+
+
+async def test_out_of_memory_is_told_where_the_engine_tells(listing, tmp_path):
+    script = "x=0123456789abcdef; while :; do x=$x$x; done"
+    resources = {"memory_mib": 32, "cpus": 1}
+    [job] = await run(listing, tmp_path, bash(script), scheduler={"resources": resources})
+    cause = JobCause.OUT_OF_MEMORY if listing.name == "docker" else JobCause.SIGNAL
+    assert told(job) == (137, JobOutcome.FAILED, cause)
+
+
+async def test_a_gpu_that_is_not_there_is_an_error(listing, tmp_path):
+    [job] = await run(listing, tmp_path, ["true"], scheduler={"resources": {"gpus": 1}})
+    assert job.outcome == JobOutcome.SUBMIT_FAILED
+    assert "GPU" in job.reason
+    assert listing.containers() == []
+
+
+async def test_a_resource_that_containers_have_not_is_refused(engine, tmp_path):
+    [job] = await run(engine, tmp_path, ["true"], scheduler={"resources": {"account": "lab"}})
+    assert job.outcome == JobOutcome.SUBMIT_FAILED
+    assert "account" in job.reason
+
+
+# --- users, folders, environment -----------------------------------------------------------------
+
+
+async def test_files_of_jobs_are_ours(engine, tmp_path):
+    [job] = await run(engine, tmp_path, bash("echo made >made; id -u"))
+    assert job.stdout_file.read_text() == f"{os.getuid()}\n"
+    assert (tmp_path / "made").stat().st_uid == os.getuid()
+
+
+async def test_another_user_gets_into_the_folder_of_the_job_alone(listing, tmp_path):
+    tmp_path.chmod(0o700)
+    (tmp_path / "secret").write_text("not for others")
+    script = 'id -u; ls "$XQUTE_METADIR"; echo made >"$XQUTE_JOB_METADIR/made"; umask 077; : >mine'
+    opts = {"user": "1234:1234"}
+    job, other = await run(
+        listing,
+        tmp_path,
+        bash(script.replace("mine", '"$XQUTE_JOB_METADIR/mine"')),
+        ["true"],
+        scheduler=opts,
+    )
+    assert (job.rc, job.stderr_file.read_text()) == (0, "")
+    assert job.stdout_file.read_text() == "1234\n0\n"
+    assert (tmp_path / "0" / "made").stat().st_uid == 1234
+    assert other.rc == 0
+    assert tmp_path.stat().st_mode & 0o777 == 0o700
+    for folder in (tmp_path / "0", tmp_path / "1"):
+        acl = subprocess.run(
+            ["getfacl", "-cpn", folder], capture_output=True, text=True, check=False
+        )
+        assert folder.stat().st_mode & 0o007 == 0, acl.stdout
+
+
+async def test_nothing_of_the_hosts_environment_is_seen(engine, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOST_SECRET", "1")
+    monkeypatch.setenv("APPTAINERENV_INJECTED", "1")
+    monkeypatch.setenv("SINGULARITYENV_INJECTED", "1")
+    monkeypatch.setenv("BASH_ENV", "/etc/profile")
+    [job] = await run(engine, tmp_path, ["env"], scheduler={"envs": {"MINE": "it's\n2 lines"}})
+    text = job.stdout_file.read_text()
+    assert not any(word in text for word in ("HOST_SECRET", "INJECTED", "BASH_ENV"))
+    assert "MINE=it's\n2 lines\n" in text
+
+
+async def test_variables_of_all_jobs_are_in_no_place_that_others_can_read(docker, tmp_path):
+    opts = {"envs": {"TOKEN": "hidden"}, "remove": False}
+    [job] = await run(docker, tmp_path, ["true"], scheduler=opts)
+    assert "hidden" not in docker("inspect", job.jid)
+    assert "hidden" in (tmp_path / "0" / "job.wrapped.docker").read_text()
+    docker.remove_all()
+
+
+async def test_volumes_are_seen(engine, tmp_path):
+    data = tmp_path / "da:ta, and more"
+    data.mkdir()
+    (data / "in.txt").write_text("content")
+    volumes = [f"DATA={data}", f"FILE={data}/in.txt:ro", f"{data}:/plain:ro", f"{data}:/plain:ro"]
+    script = 'cat "$DATA/in.txt" "$FILE" /plain/in.txt; echo "$DATA"; : >"$DATA/out"; : >/plain/no'
+    [job] = await run(engine, tmp_path / "work", bash(script), scheduler={"volumes": volumes})
+    assert job.stdout_file.read_text() == "contentcontentcontent/mnt/disks/DATA\n"
+    assert "/plain/no" in job.stderr_file.read_text()
+    assert sorted(os.listdir(data)) == ["in.txt", "out"]
+
+
+async def test_a_volume_may_be_where_jobs_run(engine, tmp_path):
+    folder = tmp_path / "there"
+    folder.mkdir()
+    opts = {"volume_as_cwd": str(folder)}
+    [job] = await run(engine, tmp_path / "work", bash(": >here"), scheduler=opts)
+    assert job.rc == 0
+    assert os.listdir(folder) == ["here"]
+
+
+async def test_a_volume_that_is_not_there_is_told_and_not_made(engine, tmp_path):
+    gone = tmp_path / "gone"
+    with pytest.raises(ValueError, match=f"there is no {gone}"):
+        await run(engine, tmp_path / "work", ["true"], scheduler={"volumes": f"{gone}:/x"})
+    assert not gone.exists()
+
+
+# --- what is left --------------------------------------------------------------------------------
+
+
+async def test_containers_stay_where_that_is_wanted(listing, tmp_path):
+    [job] = await run(listing, tmp_path, bash("exit 3"), scheduler={"remove": False})
+    await run(listing, tmp_path, ["true"])
+    [left] = listing.containers()
+    assert "Exited (3)" in left
+    assert job.rc == 3
+
+
+DRIVER = """
+    import asyncio, json, os, sys
+    from xqute import Xqute
+
+    async def main():
+        async with Xqute("container", workdir=sys.argv[1], scheduler_opts=json.loads(sys.argv[2]),
+                         forks=2) as xq:
+            await xq.feed(["bash", "-c", "echo ready; sleep 600"])
+            await xq.feed(["bash", "-c", "echo ready; sleep 0.3; exit 7"])
+
+    asyncio.run(main())
+"""
+
+
+def start_driver(engine, workdir):
+    """A process that runs two jobs, which both say that they are ready."""
+    code = textwrap.dedent(DRIVER)
+    argv = [sys.executable, "-c", code, str(workdir), json.dumps(engine.options)]
+    return subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True)
+
+
+def is_ready(workdir, index):
+    try:
+        return (workdir / str(index) / "job.stdout").read_text() == "ready\n"
+    except FileNotFoundError:
+        return False
+
+
+async def test_nothing_is_left_after_an_interrupt(engine, tmp_path):
+    driver = start_driver(engine, tmp_path)
+    await until(lambda: is_ready(tmp_path, 0), "the job is ready", DEADLINE_S)
+    driver.send_signal(signal.SIGINT)
+    await asyncio.to_thread(driver.wait, DEADLINE_S)
+    assert engine.containers() == []
+
+
+async def test_what_a_killed_driver_left_is_taken_over_and_removed(engine, tmp_path):
+    driver = start_driver(engine, tmp_path)
+    ready = [tmp_path / str(index) for index in (0, 1)]
+    await until(lambda: is_ready(tmp_path, 0) and is_ready(tmp_path, 1), "both run", DEADLINE_S)
+    driver.kill()
+    driver.wait()
+    scheduler = ContainerScheduler(**engine.options, workdir=tmp_path)
+    [tag] = [path.name.removeprefix("job.start.") for path in ready[0].glob("job.start.*")]
+    scheduler.run_id, _, attempt = tag.rpartition("-")
+    assert attempt == "0"
+    jobs = [scheduler.create_job(index, ["true"]) for index in (0, 1)]
+    heard = {}
+    async with asyncio.timeout(DEADLINE_S), scheduler:
+        scheduler.watch(lambda job, state: heard.setdefault(job.index, []).append(state))
+        for job in jobs:
+            job.jid = (job.metadir / "job.jid").read_text()
+        await scheduler.reattach(jobs)
+        assert await scheduler.job_is_running(jobs[0])
+        keys = [scheduler.submission_key(job) for job in jobs]
+        found = await scheduler.find_submitted(keys)
+        assert str(found[keys[0]]) == jobs[0].jid
+
+        async def has_ended():
+            return (await scheduler.poll_jobs(jobs))[jobs[1]].phase.name in ("ENDED", "GONE")
+
+        await until(has_ended, "it has ended", DEADLINE_S)
+        assert jobs[1].rc == 7
+        await scheduler.kill_jobs([jobs[0]])
+
+        async def is_dead():
+            return not await scheduler.job_is_running(jobs[0])
+
+        await until(is_dead, "it is killed", DEADLINE_S)
+    assert engine.containers() == []
+    assert jobs[0].rc == 143
+
+
+async def test_the_next_run_removes_what_a_killed_one_left(engine, tmp_path):
+    driver = start_driver(engine, tmp_path)
+    await until(lambda: is_ready(tmp_path, 1), "it runs", DEADLINE_S)
+    driver.kill()
+    driver.wait()
+    await until(lambda: list(tmp_path.glob("1/job.end.*")), "it has ended", DEADLINE_S)
+    await run(engine, tmp_path, Job := ["true"])
+    assert Job
+    left = engine.containers()
+    assert len(left) == 1, "the one that still runs"
+
+
+async def test_a_container_that_was_made_and_not_started_is_started(listing, tmp_path):
+    """The driver died between the two."""
+    scheduler = ContainerScheduler(**listing.options, workdir=tmp_path)
+    job = scheduler.create_job(0, bash("exit 7"))
+    line = scheduler.jobcmd_shebang(job).removeprefix("#!")
+    script = scheduler.wrapped_job_script(job)
+    inside = f"/mnt/disks/xqute_workdir/0/{script.name}"
+    words = line.replace(" run --rm ", " create ", 1)
+    program = " ".join(listing.program)
+    words = words.replace(listing.options["bin"], program, 1)
+    subprocess.run(f"{words} -p {inside}", shell=True, check=True, capture_output=True)
+    async with asyncio.timeout(DEADLINE_S), scheduler:
+        found = await scheduler.find_submitted([scheduler.submission_key(job)])
+        job.jid = found[scheduler.submission_key(job)]
+        await scheduler.reattach([job])
+
+        async def has_ended():
+            return not await scheduler.job_is_running(job)
+
+        await until(has_ended, "it has ended", DEADLINE_S)
+    assert job.rc == 7
+    assert listing.containers() == []
+
+
+def test_a_script_may_run_jobs_without_a_loop(docker, tmp_path):
+    opts = {"workdir": tmp_path, "scheduler": "container", "scheduler_opts": docker.options}
+    [job] = xqute.run([["true"]], **opts)
+    assert job.rc == 0
+
+
+def test_the_module_of_the_scheduler_imports():
+    from xqute.schedulers import container_scheduler
+
+    assert container_scheduler.ContainerScheduler is ContainerScheduler
+    assert container_scheduler.DEFAULT_MOUNTED_WORKDIR == "/mnt/disks/xqute_workdir"
+    assert container_scheduler.DEFAULT_MOUNTED_ROOT == "/mnt/disks"
+
+
+def test_no_sdk_is_loaded_before_it_is_used():
+    code = "import sys, xqute_container; assert not {'docker', 'requests'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)
