@@ -53,6 +53,13 @@ class Engine:
         """Names and states of all containers."""
         return self("ps", "--all", "--format", "{{.Names}} {{.Status}}").splitlines()
 
+    def pid(self):
+        return int(Path(self.folder, "dockerd.pid").read_text())
+
+    def restart(self):
+        """Start it again after it was ended."""
+        run(SERVICES / "start-docker", self.folder)
+
     def remove_all(self):
         names = self("ps", "--all", "--quiet").split()
         if names:
@@ -76,17 +83,27 @@ def images(short_folder):
 
 
 @pytest.fixture(scope="session")
-def docker(short_folder, images):
-    folder = f"{short_folder}/docker"
-    try:
+def start_docker(images):
+    """Start a Docker in a folder, with our images, and stop it at the end; gives the engine."""
+    folders = []
+
+    def start(folder):
+        folders.append(folder)
         run(SERVICES / "start-docker", folder)
         url = f"unix://{folder}/docker.sock"
-        engine = Engine("docker", folder, ["docker", "--host", url], socket=url)
+        engine = Engine(Path(folder).name, folder, ["docker", "--host", url], socket=url)
         for image in IMAGES:
             engine("import", f"{images}/{image}.tar", f"localhost/{image}:1")
-        yield engine
-    finally:
+        return engine
+
+    yield start
+    for folder in folders:
         run(SERVICES / "stop-docker", folder)
+
+
+@pytest.fixture(scope="session")
+def docker(short_folder, start_docker):
+    return start_docker(f"{short_folder}/docker")
 
 
 @pytest.fixture(scope="session")

@@ -229,6 +229,8 @@ def _parse_volume(text: str) -> Volume:
             raise ConfigError(f"volume {text!r} cannot be understood: {_SYNTAX}")
         source, target = rest, f"{DEFAULT_MOUNTED_ROOT}/{name}"
     target = posixpath.normpath(target)
+    if ":" in target:
+        raise ConfigError(f"volume {text!r} cannot be understood: {_SYNTAX}")
     if not source or target.strip("/") == "":
         raise ConfigError(f"volume {text!r}: {'no host path' if not source else 'not onto /'}")
     return Volume(os.path.abspath(os.path.expanduser(source)), target, read_only, name)

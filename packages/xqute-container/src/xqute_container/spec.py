@@ -160,8 +160,9 @@ def build_run_argv(
         argv += [f"--device=nvidia.com/gpu={number}" for number in range(spec.gpus)]
     elif spec.gpus:
         argv.append(f"--gpus={spec.gpus}")
-    argv += [f"--workdir={spec.working_dir}", f"--entrypoint={spec.entrypoint[0]}", *bin_args]
-    return [*argv, spec.image, *spec.entrypoint[1:], *spec.arguments]
+    # The image's own entrypoint is not wanted; ours is the command.
+    argv += [f"--workdir={spec.working_dir}", "--entrypoint=", *bin_args]
+    return [*argv, spec.image, *spec.entrypoint, *spec.arguments]
 
 
 def build_exec_argv(binary: str, spec: Spec, bin_args: Sequence[str]) -> list[str]:
