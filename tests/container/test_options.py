@@ -64,9 +64,8 @@ def test_a_program_that_is_not_there_is_named(tmp_path):
 
 
 def test_attributes_are_as_given(make):
-    scheduler = make(
-        "docker://lab/tool@sha256:0", entrypoint="env bash", envs={"N": 1}, remove=False
-    )
+    opts = {"entrypoint": "env bash", "envs": {"N": 1}, "remove": False}
+    scheduler = make("docker://lab/tool@sha256:0", **opts)
     assert scheduler.image == "lab/tool@sha256:0"
     assert scheduler.entrypoint == ["env", "bash"]
     assert scheduler.envs == {"N": "1"}
@@ -120,7 +119,7 @@ def test_the_workdir_is_the_last_volume_wherever_it_is(make, tmp_path):
     ],
 )
 def test_what_makes_no_sense_is_named(make, keywords, words):
-    with pytest.raises(ConfigError, match=words.replace("/", "/")):
+    with pytest.raises(ConfigError, match=words):
         make(**keywords)
 
 
@@ -140,7 +139,7 @@ def test_the_equivalent_command_line_is_the_first_line_of_the_script(make, tmp_p
     line = scheduler.jobcmd_shebang(job)
     words = shlex.split(line.removeprefix("#!"))
     assert words[:3] == ["docker", "run", "--rm"]
-    assert words[-2:] == ["lab/tool:1"] + ["/bin/bash"] or words[-1] == "lab/tool:1"
+    assert words[-2:] == ["lab/tool:1", "/bin/bash"]
     assert "--mount=type=bind,source=/usr,target=/host usr,readonly" in words
     script = scheduler.wrapped_job_script(job)
     assert script.name == "job.wrapped.docker"
@@ -193,8 +192,9 @@ def test_the_command_line_says_all_of_the_spec():
     argv = build_run_argv("podman", Runtime.PODMAN, SPEC, ["--network=host"], ["--detach"])
     assert argv[:3] == ["podman", "run", "--detach"]
     assert '--mount=type=bind,"source=/da,ta",target=/w' in argv
-    assert "--entrypoint=/usr/bin/env" in argv
-    assert argv[-5:] == ["--network=host", "lab/tool:1", "bash", "-p", "/w/0/job"]
+    assert argv[-6:] == [
+        *("--network=host", "lab/tool:1", "/usr/bin/env", "bash", "-p", "/w/0/job"),
+    ]
     argv = build_exec_argv("apptainer", SPEC, [])
     assert {"--cleanenv", "--no-home", "--pwd=/w"} <= set(argv)
     assert argv[-5:] == ["lab/tool:1", "/usr/bin/env", "bash", "-p", "/w/0/job"]
@@ -239,7 +239,7 @@ def test_an_unknown_state_is_named():
     ("words", "meaning"),
     [
         (
-            "[FATAL tini (7)] exec /bin/bash failed: No such file or directory",
+            "[FATAL tini (7)] exec /b failed: No such file or directory",
             "has no /usr/bin/env",
         ),
         ("crun: executable file `x` not found in $PATH: No such file or directory", "entrypoint="),
