@@ -41,6 +41,12 @@ class Row(NamedTuple):
 DISTRIBUTIONS = [
     Row("xqute-core", "xqute", "simplug", frozenset({"local"}), scripts=frozenset({"xqute"})),
     Row("xqute-slurm", "xqute_slurm", schedulers=frozenset({"slurm"})),
+    Row(
+        "xqute-container",
+        "xqute_container",
+        schedulers=frozenset({"container"}),
+        sdks=frozenset({"docker"}),
+    ),
 ]
 
 
