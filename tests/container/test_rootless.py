@@ -69,5 +69,5 @@ def test_the_tests_that_touch_the_backend_pass_without_root(rootless):
     )
     found = re.search(r"(\d+) passed", said.splitlines()[-1])
     assert found, said
-    assert int(found[1]) >= 9, said
+    assert int(found[1]) >= 7, said
     print(said)  # noqa: T201  # what was tried
