@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -62,8 +64,9 @@ class Engine:
 
     def remove_all(self):
         names = self("ps", "--all", "--quiet").split()
-        if names:
-            self("rm", "--force", *names)
+        if names:  # some may be about to be removed; whoever must know looks again
+            argv = [*self.program, "rm", "--force", *names]
+            subprocess.run(argv, capture_output=True, timeout=120, check=False)
 
 
 @pytest.fixture(scope="session")
@@ -165,7 +168,8 @@ class Apptainer(Engine):
 
     def remove_all(self):
         for pid in self.containers():
-            os.killpg(int(pid), 9)
+            with suppress(ProcessLookupError):
+                os.killpg(int(pid), signal.SIGKILL)
 
 
 @pytest.fixture(scope="session")

@@ -454,3 +454,23 @@ async def test_docker_without_socket_and_engine_is_one_clear_error(tmp_path, mon
     with pytest.raises(SchedulerError, match="is the engine started"):
         async with Xqute("container", workdir=tmp_path / "work", scheduler_opts=opts) as xq:
             await xq.feed(["true"])
+
+
+async def test_ends_are_found_where_podman_tells_of_none(podman, tmp_path):
+    """Its events may be switched off: then all jobs are looked at every few seconds."""
+    conf = Path(podman.folder, "containers.conf").read_text()  # noqa: ASYNC240  # small and local
+    silent = tmp_path / "containers.conf"
+    silent.write_text(conf.replace('events_logger = "file"', 'events_logger = "none"'))
+    program = tmp_path / "podman"
+    text = Path(podman.program[0]).read_text()  # noqa: ASYNC240  # likewise
+    program.write_text(text.replace(f"{podman.folder}/containers.conf", str(silent)))
+    program.chmod(0o755)
+    opts = {**podman.options, "bin": str(program)}
+    async with (
+        asyncio.timeout(DEADLINE_S),
+        Xqute("container", workdir=tmp_path / "work", scheduler_opts=opts) as xq,
+    ):
+        xq.scheduler.recheck_interval = xq.scheduler.first_recheck_s = 3600.0
+        job = await xq.feed(bash("exit 7"))
+    assert (job.rc, job.outcome) == (7, JobOutcome.FAILED)
+    assert podman.containers() == []
