@@ -139,6 +139,28 @@ def test_a_record_that_cannot_be_written_is_no_ownership(folder, with_flock, mon
     assert is_free(folder)
 
 
+@pytest.mark.parametrize("has_links", [True, False])
+def test_who_is_killed_before_it_has_said_who_it_is_blocks_nobody(folder, monkeypatch, has_links):
+    """Where there are no links there is an instant at which it does, until its record is old."""
+
+    def dies(fd, *, has_flock):
+        raise KeyboardInterrupt
+
+    def fails(source, target):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    if not has_links:
+        monkeypatch.setattr(os, "link", fails)
+    with monkeypatch.context() as patch:
+        patch.setattr(_ownership, "_write_record", dies)
+        with pytest.raises(KeyboardInterrupt):
+            Ownership.take(str(folder))
+    owned = Ownership.take(str(folder))
+    assert find_holder(str(folder)).owner.pid == os.getpid()
+    owned.release()
+    assert len(os.listdir(folder)) == 2, "the flock and the entry that it is free"
+
+
 def test_a_release_unlocks_whoever_else_has_the_descriptor(folder):
     """As a process that a library forked off without Python's knowledge."""
     ownership = Ownership.take(str(folder))

@@ -45,6 +45,8 @@ _UNKNOWN: Final = "a process that has not said who it is"
 _SAFE: Final = os.O_CLOEXEC | os.O_NOFOLLOW
 #: What flock says where the file system, or its server, has no locks.
 _NO_FLOCK: Final = frozenset((errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL))
+#: What link says where the file system has none.
+_NO_LINKS: Final = frozenset((errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS))
 #: Whoever locks or creates first and then says who it is needs microseconds.
 _LOOKS, _LOOK_PAUSE_S = 20, 0.001
 
@@ -248,11 +250,10 @@ def _take_record(folder: str, flock: int, *, has_flock: bool, force: bool) -> in
         number += 1
         path = f"{folder}/held.{number}"
         try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFE, 0o600)
+            _create_record(folder, path, has_flock=has_flock)
         except FileExistsError:
             continue  # somebody else was faster
         try:
-            _write_record(fd, has_flock=has_flock)
             others = _entries(folder) - {(number, "held")}
             if all(other < number for other, _ in others):
                 for other, kind in others:
@@ -263,8 +264,6 @@ def _take_record(folder: str, flock: int, *, has_flock: bool, force: bool) -> in
         except OSError:
             _unlink(path)
             raise
-        finally:
-            os.close(fd)
     raise _locked_error(folder, _await_holder(folder))
 
 
@@ -277,6 +276,40 @@ def _await_holder(folder: str) -> Holder | None:
             break
         time.sleep(_LOOK_PAUSE_S)
     return holder
+
+
+def _create_record(folder: str, path: str, *, has_flock: bool) -> None:
+    """Make a record exclusively, whole from the first: who is killed here has made none.
+
+    Raises:
+        FileExistsError: If it is there already.
+    """
+    part = f"{folder}/.new-{secrets.token_hex(8)}"
+    if _write_new(part, has_flock=has_flock, link=path):
+        return
+    _write_new(path, has_flock=has_flock)
+
+
+def _write_new(path: str, *, has_flock: bool, link: str | None = None) -> bool:
+    """Make a record, or, to be removed again, one that gets its name by a link.
+
+    False: there are no links.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFE, 0o600)
+    is_made = False
+    try:
+        _write_record(fd, has_flock=has_flock)
+        if link is not None:
+            os.link(path, link)
+        is_made = True
+    except OSError as exc:
+        if link is None or exc.errno not in _NO_LINKS:
+            raise
+    finally:
+        os.close(fd)
+        if link is not None or not is_made:
+            _unlink(path)
+    return is_made
 
 
 def _write_record(fd: int, *, has_flock: bool) -> None:
