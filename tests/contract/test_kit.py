@@ -106,7 +106,10 @@ def test_a_need_excuses_the_promises_that_have_it_and_no_others():
 
     excused = {name for name, promise in TestOurs.promises().items() if TestOurs.excuse(promise)}
     assert excused == {
+        "test_a_kill_intent_is_finished_by_the_next_run",
         "test_a_kill_leaves_nothing_behind",
+        "test_a_kill_of_a_re_attached_job_leaves_nothing_behind",
+        "test_a_late_end_of_a_lost_job_changes_nothing",
         "test_a_timeout_leaves_nothing_behind",
         "test_a_wrapper_that_was_killed_is_no_success",
     }

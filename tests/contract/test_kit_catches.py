@@ -390,7 +390,7 @@ def is_never_the_same(base):
 
 
 class GivesUpAtOnce(LocalScheduler):
-    lost_grace_s = property(lambda self: 0.01, lambda self, seconds: None)
+    lost_grace_s = property(lambda self: 0.0, lambda self, seconds: None)
 
 
 # --- what breaks what --------------------------------------------------------------------------

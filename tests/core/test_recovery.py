@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import selectors
 from collections import Counter
 
@@ -132,6 +133,8 @@ class World:
             tasks = asyncio.all_tasks(loop)
             for task in tasks:
                 task._log_destroy_pending = False
+                if inspect.getcoroutinestate(task.get_coro()) == inspect.CORO_CREATED:
+                    task.get_coro().close()
             self._dead.append(tasks)
             return None
         finally:
