@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 
-from xqute.testing import SchedulerContract
+from xqute.testing import SchedulerContract, run_chaos
 from xqute_slurm import SlurmScheduler
 
 TRACKS_ORPHANS = os.access("/sys/fs/cgroup/freezer", os.W_OK)
@@ -36,3 +37,13 @@ class TestSlurm(SchedulerContract):
     def break_submissions(self, scheduler):
         scheduler.config["partition"] = "no-such-partition"
         return "invalid partition specified: no-such-partition"
+
+
+@pytest.mark.timeout(3600)
+def test_drivers_that_are_killed_lose_and_double_nothing(slurm, tmp_path, seed, request, capsys):
+    """A sample; `--kills=40` kills 20 at random and 5 at each edge."""
+    kills = request.config.option.kills // 2
+    report = run_chaos(TestSlurm(), tmp_path, kills=kills, hits=max(1, kills // 4), seed=seed)
+    with capsys.disabled():
+        sys.stdout.write(f"\n{report}\n")
+    report.check()
