@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from xqute import logger
@@ -270,17 +271,24 @@ class Watching:
             await self._call(self._listener.join, _CLOSE_WAIT_S)
 
     async def _await_told(self) -> None:
-        """Wait until those are over that have told their end; but not for ever."""
+        """Wait until those are over that have told their end; end those that take long."""
         until_s = time.monotonic() + _CLOSE_WAIT_S
         pause_s = 0.01
-        while time.monotonic() < until_s:
+        while True:
             told = {
                 one: job
                 for job in self._jobs.values()
                 if is_settled((one := self.wanted(job)).metadir, one.tag)
             }
             states = await self._call(self._look, told) if told else {}
-            if not any(state.phase is Phase.RUNNING for state in states.values()):
+            running = [one for one, state in states.items() if state.phase is Phase.RUNNING]
+            if not running:
                 return
+            if time.monotonic() > until_s:
+                break
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, 0.2)
+        for one in running:
+            await self._call(partial(self.client.signal, force=True), one)
+            if self._remove():
+                await self._call(self.client.remove, one)
