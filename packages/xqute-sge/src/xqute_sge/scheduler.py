@@ -1,0 +1,250 @@
+"""The scheduler for Grid Engine."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Final
+
+from xqute import ConfigError, Job, JobCause, SubmitError
+from xqute.cluster import ClusterScheduler, QueueRow
+from xqute.scheduler import BackendState, Phase
+
+from . import options, parse
+from .client import Client
+from .launcher import NOTE_PREFIX, render_launcher
+
+__all__ = ["SgeScheduler"]
+
+#: The accounting of a job may come that much later than its end (`flush_time` of the site).
+_ACCOUNTING_LAG_S: Final = 15.0
+#: How long a submission is pending until it is asked whether it can ever run.
+_VERIFY_AFTER_S: Final = 10.0
+_NOTES: Final = {
+    str(parse.RC_TIME_LIMIT): BackendState(
+        Phase.ENDED, None, JobCause.TIME_LIMIT, "ended by Grid Engine at its h_rt"
+    ),
+    str(parse.RC_DELETED): BackendState(
+        Phase.ENDED,
+        None,
+        JobCause.REQUESTED,
+        "ended by Grid Engine, not by this run: deleted (qdel), or over a limit other than h_rt",
+    ),
+}
+_TOO_MANY_TASKS: Final = re.compile(r"more than (\d+) tasks")
+
+
+class SgeScheduler(ClusterScheduler):
+    """Runs jobs on Grid Engine (SGE, Son of Grid Engine and their kin).
+
+    Native options are keywords: ``q="short.q"`` is ``#$ -q short.q``; a list repeats the option;
+    True is the option alone. ``r="n"`` and ``notify=True`` are the defaults.
+
+    Args:
+        qsub: The name or path of the program; likewise `qstat`, `qdel`, `qacct`, `qalter`.
+        memory_resource: The site's name for the memory of a slot.
+        gpu_resource: The site's name for graphics processors.
+
+    Further arguments are those of `ClusterScheduler`.
+
+    Raises:
+        ConfigError: If an option is reserved, or none.
+    """
+
+    name = "sge"
+    task_place: ClassVar[str] = "SGE_TASK_ID-1"
+    native_id_variable: ClassVar[str] = "XQUTE_NATIVE_ID"
+
+    def __init__(
+        self,
+        *args: Any,
+        qsub: str = "qsub",
+        qstat: str = "qstat",
+        qdel: str = "qdel",
+        qacct: str = "qacct",
+        qalter: str = "qalter",
+        memory_resource: str = "h_vmem",
+        gpu_resource: str | None = None,
+        **config: Any,
+    ) -> None:
+        super().__init__(*args, **config)
+        for name in self.config:
+            options.check_option_name(name)
+        self.client = Client(qsub, qstat, qdel, qacct, qalter)
+        self.memory_resource = memory_resource
+        self.gpu_resource = gpu_resource
+        self.lost_grace_s = _ACCOUNTING_LAG_S
+        #: Submissions of this scheduler's that are pending: since when, and why for ever.
+        self._pending: dict[str, float] = {}
+        self._verified: dict[str, str] = {}
+        self._watched: set[str] = set()
+        #: What a working accounting does not know.
+        self._unaccounted: set[str] = set()
+
+    # --- scripts -------------------------------------------------------------------------------
+
+    def build_options(self, job: Job) -> tuple[str, ...]:
+        """Give the lines ``#$ -key value`` of a job, but for its name and tasks."""
+        native = {"r": "n", "notify": True, **self.config, **(job.scheduler_opts or {})}
+        if not {"wd", "cwd"} & native.keys():
+            # The job's own wrapper goes to another one, where that is wanted.
+            has_cwd = self.cwd is not None or job.cwd is not None
+            native["wd"] = '"/"' if has_cwd else _quote(os.getcwd())
+        if not {"o", "e", "j"} & native.keys():
+            native |= {"o": "/dev/null", "j": "y"}
+        resources = self.resources_of(job)
+        found = options.build_resource_options(
+            resources,
+            native,
+            memory_resource=self.memory_resource,
+            gpu_resource=self.gpu_resource,
+            warn_before_s=self.signal_before_end_s or 0,
+        )
+        return tuple(options.build_option_lines(found))
+
+    def build_head(self, options: Sequence[str], name: str, n_tasks: int | None) -> str:
+        """Give the first lines of a script: the shebang, and the options."""
+        lines = ["#!/bin/bash", "#$ -S /bin/bash", f"#$ -N {name}", *options]
+        if n_tasks is not None:
+            lines.append(f"#$ -t 1-{n_tasks}")
+            if self.max_running is not None:
+                lines.append(f"#$ -tc {self.max_running}")
+        return "\n".join(lines)
+
+    def _write_script(self, key: str, name: str, jobs: Sequence[Job], n_tasks: int | None) -> str:
+        """Write the launcher. Others can read what Grid Engine spools: it is given no wrapper."""
+        first = jobs[0]
+        lines = self.build_options(first)
+        script = render_launcher(
+            head=self.build_head(lines, name, n_tasks),
+            workdir=str(first.workdir.mounted),
+            indices=[job.index for job in jobs],
+            tag=self.claim_tag(first),
+            wrapper=f"job.wrapped.{self.name}",
+            grace_s=self.kill_grace_s,
+            limit_s=options.limit_s(lines),
+        )
+        tasks = [self.submission_key(job) for job in jobs]
+        return self._plans.write(str(self.workdir), key, tasks, script)
+
+    # --- submission ----------------------------------------------------------------------------
+
+    async def submit_script(self, path: str, name: str, n_tasks: int | None) -> str:
+        """Submit a script; give the id."""
+        try:
+            return await self.client.submit(path, self.client_timeout_s)
+        except SubmitError as exc:
+            if too_many := _TOO_MANY_TASKS.search(str(exc)):
+                self.array_size = min(self.array_size, int(too_many[1]))
+                raise SubmitError(str(exc), transient=n_tasks is not None) from exc
+            raise
+
+    def build_jid(self, submission_id: str, place: int) -> str:
+        """Give the id of a task, ``219.3``."""
+        return f"{submission_id}.{place + 1}"
+
+    # --- asking --------------------------------------------------------------------------------
+
+    async def read_queue(self) -> Mapping[str, QueueRow]:
+        """Give the user's jobs from one qstat; and, now and then, why one can never run."""
+        queued = await self.client.read_queue(self.client_timeout_s)
+        rows = {}
+        pending = set()
+        for jid, task in queued.items():
+            number, _, place = jid.partition(".")
+            if task.state == "qw" and number in self._watched:
+                pending.add(number)
+            never = self._verified.get(number, "") if task.phase is Phase.PENDING else ""
+            reason = never or (task.state if task.is_broken else "")
+            rows[jid] = QueueRow(
+                number,
+                int(place) - 1 if place else None,
+                task.name,
+                BackendState(task.phase, None, None, reason),
+                bool(never),
+            )
+        await self._verify_one(pending)
+        return rows
+
+    async def _verify_one(self, pending: set[str]) -> None:
+        """Ask of one submission that has been pending for long whether it can ever run."""
+        now_s = time.monotonic()
+        self._pending = {number: self._pending.get(number, now_s) for number in pending}
+        self._verified = {n: why for n, why in self._verified.items() if n in pending}
+        for number, since_s in self._pending.items():
+            if number not in self._verified and now_s - since_s >= _VERIFY_AFTER_S:
+                self._verified[number] = await self.client.verify(number, self.client_timeout_s)
+                return
+
+    async def poll_jobs(self, jobs: Sequence[Job]) -> Mapping[Job, BackendState]:
+        """Tell about jobs; see `ClusterScheduler`. A job in error has ended: it is told why."""
+        states: dict[Job, BackendState] = {}
+        asked = []
+        for job in jobs:
+            if job.jid is not None:
+                self._watched.add(str(job.jid).partition(".")[0])
+            told = self._read_end(job) if job.jid is not None else None
+            if told is not None and told.rc != 0:
+                # Nothing knows better: the launcher, if it has ended the job, and else the wrapper.
+                states[job] = self._read_note(job) or BackendState(Phase.ENDED, told.rc)
+            else:
+                asked.append(job)
+        states.update(await super().poll_jobs(asked))
+        broken = [
+            job
+            for job, state in states.items()
+            if state.phase is Phase.PENDING and state.reason.startswith("E")
+        ]
+        if broken:
+            states.update(await self._end_broken(broken))
+        return states
+
+    def _read_note(self, job: Job) -> BackendState | None:
+        """Give what the launcher has said of the end of a job."""
+        note = job.read_file(f"{NOTE_PREFIX}{self.claim_tag(job)}") or ""
+        return _NOTES.get(note.strip())
+
+    async def _end_broken(self, jobs: Sequence[Job]) -> dict[Job, BackendState]:
+        """Read why jobs are in error, then remove them: nobody else would."""
+        jids = [str(job.jid) for job in jobs]
+        numbers = sorted({jid.partition(".")[0] for jid in jids})
+        reasons = await self.client.read_error_reasons(numbers, self.client_timeout_s)
+        await self.client.delete(jids, self.client_timeout_s)
+        states = {}
+        for job, jid in zip(jobs, jids, strict=True):
+            why = reasons.get(jid) or "it does not say why"
+            reason = f"Grid Engine cannot start it (Eqw): {why}"
+            states[job] = BackendState(Phase.ENDED, None, JobCause.SETUP, reason)
+        return states
+
+    async def read_accounting(self, jids: Sequence[str]) -> Mapping[str, BackendState]:
+        """Ask qacct, once for all tasks of an array."""
+        states = {}
+        for number in sorted({jid.partition(".")[0] for jid in jids}):
+            found = await self.client.read_accounting(number, self.client_timeout_s)
+            if found is None:
+                break
+            for jid in jids:
+                if jid in found:
+                    states[jid] = parse.state_of_accounted(found[jid])
+                elif jid.partition(".")[0] == number:
+                    self._unaccounted.add(jid)
+        return states
+
+    def was_removed(self, jid: str, rows: Mapping[str, QueueRow]) -> bool:
+        """Whether neither queue nor accounting has a job: it was deleted while it was pending."""
+        return jid in self._unaccounted
+
+    # --- killing -------------------------------------------------------------------------------
+
+    async def end_jobs(self, waiting: Sequence[str], running: Sequence[str], force: bool) -> None:
+        """Delete jobs. The launcher of a running one makes TERM, grace and KILL of it."""
+        await self.client.delete([*waiting, *running], self.client_timeout_s)
+
+
+def _quote(path: str) -> str:
+    if '"' in path or "\n" in path or not path.isprintable():
+        raise ConfigError(f"sge: jobs cannot be run in {path!r}: say cwd=...")
+    return f'"{path}"'
