@@ -20,7 +20,7 @@ SERVICE = Path(__file__).parents[1] / "services" / "sge"
 PROGRAMS = "/usr/lib/gridengine"
 USER = "nobody"  # who submits, where the tests run as root
 
-_PR_SET_KEEPCAPS, _PR_CAP_AMBIENT, _RAISE, _CLEAR_ALL = 8, 47, 2, 4
+_PR_CAP_AMBIENT, _RAISE, _CLEAR_ALL = 47, 2, 4
 _DAC_READ_SEARCH = 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -111,18 +111,18 @@ class Cell:
     @contextmanager
     def as_root(self) -> Iterator[None]:
         """Be who has started the tests, within a test."""
-        user, group = os.geteuid(), os.getegid()
-        _, _, saved = os.getresuid()
-        if saved == user:
+        user, group = os.getuid(), os.getgid()
+        if 0 not in os.getresuid() or user == 0:
             yield
             return
-        os.setresuid(-1, saved, -1)
-        os.setresgid(-1, saved, -1)
+        # The real one too: bash takes back an effective one that is not the same.
+        os.setresuid(0, 0, 0)
+        os.setresgid(0, 0, 0)
         try:
             yield
         finally:
-            os.setresgid(-1, group, -1)
-            os.setresuid(-1, user, -1)
+            os.setresgid(group, group, 0)
+            os.setresuid(user, user, 0)
             _let_read_everything()
 
     def run(self, *argv: object, check: bool = True) -> str:

@@ -25,6 +25,7 @@ def render_launcher(
     wrapper: str,
     grace_s: float,
     limit_s: int | None,
+    wait_s: float,
 ) -> str:
     """Give the whole script.
 
@@ -36,6 +37,7 @@ def render_launcher(
         wrapper: The file name of the wrapper in a job's folder.
         grace_s: Seconds between TERM and KILL.
         limit_s: Seconds until Grid Engine ends the job; None: no limit is known.
+        wait_s: Seconds that a file system may take to show the wrapper.
     """
     parameters = {
         "xq_workdir": quote(workdir),
@@ -44,6 +46,7 @@ def render_launcher(
         "xq_wrapper": quote(wrapper),
         "xq_grace_ds": str(max(1, round(grace_s * 10))),
         "xq_limit_s": str(limit_s or 0),
+        "xq_wait_ds": str(max(1, round(wait_s * 10))),
     }
     lines = "".join(f"{name}={value}\n" for name, value in parameters.items())
     body_before, body_after = _template()

@@ -11,6 +11,7 @@ xq_tag=tag     # what the claims of these attempts are named after
 xq_wrapper=job.wrapped.sge
 xq_grace_ds=100 # tenths of a second between TERM and KILL
 xq_limit_s=0    # the job's h_rt; 0: none is known
+xq_wait_ds=300  # tenths of a second until the job's folder must be seen
 #@
 
 # What it exits with where the job's own code would mean something else to Grid Engine (99, 100), or to us.
@@ -63,7 +64,7 @@ if [[ ${SGE_TASK_ID-undefined} != undefined ]]; then
 fi
 xq_dir=$xq_workdir/${xq_indices[xq_place]}
 # A network file system may need a moment until it shows what was written just now.
-for ((xq_n = 300; xq_n > 0; xq_n--)); do
+for ((xq_n = xq_wait_ds; xq_n > 0; xq_n--)); do
     if [[ -r $xq_dir/$xq_wrapper ]]; then break; fi
     xq_pause
 done

@@ -20,6 +20,7 @@ RESERVED: Final[Mapping[str, str]] = {
     "N": "the job's name is how xqute knows it again; see jobname_prefix",
     "t": "xqute makes arrays by itself",
     "tc": "see max_running",
+    "wd": "see cwd",
     "S": "the script is bash",
     "b": "the script is bash",
     "terse": "xqute reads qsub's answer",

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final
 
-from xqute import ConfigError, Job, JobCause, SubmitError
+from xqute import Job, JobCause, SubmitError
 from xqute.cluster import ClusterScheduler, QueueRow
 from xqute.scheduler import BackendState, Phase
 
@@ -20,7 +20,7 @@ __all__ = ["SgeScheduler"]
 
 #: The accounting of a job may come that much later than its end (`flush_time` of the site).
 _ACCOUNTING_LAG_S: Final = 15.0
-#: How long a submission is pending until it is asked whether it can ever run.
+_VISIBLE_WITHIN_S: Final = 30.0
 _VERIFY_AFTER_S: Final = 10.0
 _NOTES: Final = {
     str(parse.RC_TIME_LIMIT): BackendState(
@@ -47,7 +47,8 @@ class SgeScheduler(ClusterScheduler):
         memory_resource: The site's name for the memory of a slot.
         gpu_resource: The site's name for graphics processors.
 
-    Further arguments are those of `ClusterScheduler`.
+    Further arguments are those of `ClusterScheduler`; `cwd` is where the driver is unless it says
+    else, and must be there on the hosts, too.
 
     Raises:
         ConfigError: If an option is reserved, or none.
@@ -72,10 +73,16 @@ class SgeScheduler(ClusterScheduler):
         super().__init__(*args, **config)
         for name in self.config:
             options.check_option_name(name)
+        if self.cwd is None:
+            self.cwd = os.getcwd()
         self.client = Client(qsub, qstat, qdel, qacct, qalter)
         self.memory_resource = memory_resource
         self.gpu_resource = gpu_resource
         self.lost_grace_s = _ACCOUNTING_LAG_S
+        #: Seconds that a file system may take to show a job's folder on the host where it starts.
+        self.visible_within_s = _VISIBLE_WITHIN_S
+        #: Seconds that a job is pending until it is asked whether it can ever run.
+        self.verify_after_s = _VERIFY_AFTER_S
         #: Submissions of this scheduler's that are pending: since when, and why for ever.
         self._pending: dict[str, float] = {}
         self._verified: dict[str, str] = {}
@@ -88,12 +95,9 @@ class SgeScheduler(ClusterScheduler):
     def build_options(self, job: Job) -> tuple[str, ...]:
         """Give the lines ``#$ -key value`` of a job, but for its name and tasks."""
         native = {"r": "n", "notify": True, **self.config, **(job.scheduler_opts or {})}
-        if not {"wd", "cwd"} & native.keys():
-            # The job's own wrapper goes to another one, where that is wanted.
-            has_cwd = self.cwd is not None or job.cwd is not None
-            native["wd"] = '"/"' if has_cwd else _quote(os.getcwd())
-        if not {"o", "e", "j"} & native.keys():
-            native |= {"o": "/dev/null", "j": "y"}
+        native.setdefault("o", "/dev/null")
+        if "e" not in native:
+            native.setdefault("j", "y")
         resources = self.resources_of(job)
         found = options.build_resource_options(
             resources,
@@ -106,7 +110,7 @@ class SgeScheduler(ClusterScheduler):
 
     def build_head(self, options: Sequence[str], name: str, n_tasks: int | None) -> str:
         """Give the first lines of a script: the shebang, and the options."""
-        lines = ["#!/bin/bash", "#$ -S /bin/bash", f"#$ -N {name}", *options]
+        lines = ["#!/bin/bash", "#$ -S /bin/bash", "#$ -wd /", f"#$ -N {name}", *options]
         if n_tasks is not None:
             lines.append(f"#$ -t 1-{n_tasks}")
             if self.max_running is not None:
@@ -125,6 +129,7 @@ class SgeScheduler(ClusterScheduler):
             wrapper=f"job.wrapped.{self.name}",
             grace_s=self.kill_grace_s,
             limit_s=options.limit_s(lines),
+            wait_s=self.visible_within_s,
         )
         tasks = [self.submission_key(job) for job in jobs]
         return self._plans.write(str(self.workdir), key, tasks, script)
@@ -174,7 +179,7 @@ class SgeScheduler(ClusterScheduler):
         self._pending = {number: self._pending.get(number, now_s) for number in pending}
         self._verified = {n: why for n, why in self._verified.items() if n in pending}
         for number, since_s in self._pending.items():
-            if number not in self._verified and now_s - since_s >= _VERIFY_AFTER_S:
+            if number not in self._verified and now_s - since_s >= self.verify_after_s:
                 self._verified[number] = await self.client.verify(number, self.client_timeout_s)
                 return
 
@@ -242,9 +247,3 @@ class SgeScheduler(ClusterScheduler):
     async def end_jobs(self, waiting: Sequence[str], running: Sequence[str], force: bool) -> None:
         """Delete jobs. The launcher of a running one makes TERM, grace and KILL of it."""
         await self.client.delete([*waiting, *running], self.client_timeout_s)
-
-
-def _quote(path: str) -> str:
-    if '"' in path or "\n" in path or not path.isprintable():
-        raise ConfigError(f"sge: jobs cannot be run in {path!r}: say cwd=...")
-    return f'"{path}"'
