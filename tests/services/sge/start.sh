@@ -4,7 +4,7 @@
 # As root the daemons can run jobs of any user, and USER may submit; as anybody else only that user's own. A second run with a
 # folder that has a cell starts the daemons that are not running. The settings are Debian's where they are harsh (queue shell
 # csh, posix_compliant), and else as impatient as tests: it schedules and accounts within a second.
-#   SGE_TEST_SLOTS, SGE_TEST_NOTIFY_S, SGE_TEST_MAX_UNHEARD_S: of the queue and the cell, read when it is made.
+#   SGE_TEST_SLOTS, SGE_TEST_NOTIFY_S, SGE_TEST_MAX_UNHEARD_S, SGE_TEST_LOGIN_SHELLS: read when the cell is made.
 set -euo pipefail
 export LC_ALL=C PATH=/usr/sbin:/usr/bin:/sbin:/bin:$PATH
 folder=$1 qmaster_port=$2 execd_port=$3
@@ -83,6 +83,7 @@ BOOTSTRAP
         -e 's|^min_uid .*|min_uid 0|' -e 's|^min_gid .*|min_gid 0|' \
         -e 's|^load_report_time .*|load_report_time 00:00:01|' \
         -e "s|^max_unheard .*|max_unheard 00:00:${SGE_TEST_MAX_UNHEARD_S:-10}|" \
+        -e "s|^login_shells .*|login_shells ${SGE_TEST_LOGIN_SHELLS:-sh,bash,ksh,csh,tcsh}|" \
         -e 's|^mailer .*|mailer /bin/true|' -e 's|^administrator_mail .*|administrator_mail none|' \
         -e "s|^reporting_params .*|reporting_params $accounting|" \
         "$templates/default-configuration" >"$folder/configuration"
@@ -138,7 +139,8 @@ is_usable() { # the queue instance has no state such as `u`: its host does not a
 
 log=$folder/start.log
 mkdir -p "$folder"
-trap 'code=$?; [[ $code == 0 ]] || tail -n 20 "$log" >&2; exit "$code"' EXIT
+show_log() { [[ $? == 0 ]] || tail -n 20 "$log" >&2; }
+trap show_log EXIT
 if [[ ! -e $folder/has-cell ]]; then
     make_cell >>"$log" 2>&1
     touch "$folder/has-cell"

@@ -35,4 +35,14 @@ fi
 end "$folder/run/execd.pid" sge_execd
 for file in "$folder"/spool/execd/*/active_jobs/*/pid; do end "$file" sge_shepherd; done
 end "$folder/run/qmaster.pid" sge_qmaster
+# Jobs that lost their shepherd: the sessions of those that run a script of this folder.
+sessions=" "
+for file in /proc/[0-9]*; do
+    if grep -qsF "$folder/spool/execd/" "$file/cmdline"; then sessions+="${file#/proc/} "; fi
+done
+for file in /proc/[0-9]*/stat; do
+    read -r line 2>/dev/null <"$file" || continue
+    read -r _ _ _ session _ <<<"${line##*) }"
+    if [[ $sessions == *" $session "* ]]; then kill -KILL "${line%% *}"; fi
+done 2>/dev/null
 rm -rf "$folder"

@@ -158,14 +158,14 @@ class SgeScheduler(ClusterScheduler):
         rows = {}
         pending = set()
         for jid, task in queued.items():
-            number, _, place = jid.partition(".")
+            number = jid.partition(".")[0]
             if task.state == "qw" and number in self._watched:
                 pending.add(number)
             never = self._verified.get(number, "") if task.phase is Phase.PENDING else ""
             reason = never or (task.state if task.is_broken else "")
             rows[jid] = QueueRow(
                 number,
-                int(place) - 1 if place else None,
+                _place_in(jid),
                 task.name,
                 BackendState(task.phase, None, None, reason),
                 bool(never),
@@ -224,19 +224,20 @@ class SgeScheduler(ClusterScheduler):
             states[job] = BackendState(Phase.ENDED, None, JobCause.SETUP, reason)
         return states
 
-    async def read_accounting(self, jids: Sequence[str]) -> Mapping[str, BackendState]:
+    async def read_accounting(self, jids: Sequence[str]) -> Mapping[str, QueueRow]:
         """Ask qacct, once for all tasks of an array."""
-        states = {}
+        rows = {}
         for number in sorted({jid.partition(".")[0] for jid in jids}):
             found = await self.client.read_accounting(number, self.client_timeout_s)
             if found is None:
                 break
             for jid in jids:
                 if jid in found:
-                    states[jid] = parse.state_of_accounted(found[jid])
+                    state = parse.state_of_accounted(found[jid])
+                    rows[jid] = QueueRow(number, _place_in(jid), found[jid].name, state)
                 elif jid.partition(".")[0] == number:
                     self._unaccounted.add(jid)
-        return states
+        return rows
 
     def was_removed(self, jid: str, rows: Mapping[str, QueueRow]) -> bool:
         """Whether neither queue nor accounting has a job: it was deleted while it was pending."""
@@ -247,3 +248,9 @@ class SgeScheduler(ClusterScheduler):
     async def end_jobs(self, waiting: Sequence[str], running: Sequence[str], force: bool) -> None:
         """Delete jobs. The launcher of a running one makes TERM, grace and KILL of it."""
         await self.client.delete([*waiting, *running], self.client_timeout_s)
+
+
+def _place_in(jid: str) -> int | None:
+    """Give the place of a task in its array, from 0; None: it is in none."""
+    task = jid.partition(".")[2]
+    return int(task) - 1 if task else None

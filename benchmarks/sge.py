@@ -1,0 +1,228 @@
+"""xqute on a Grid Engine, measured beside one bare `qsub -t`: `python benchmarks/sge.py`.
+
+Uses the Grid Engine of the environment, or with --own starts one (`tests/services/sge`). Counts
+every call of its programs, through shims on PATH. Exit code 1 if a target was missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+from reporting import Figure, Section, Target, render_section
+
+from xqute import Job, JobOutcome, Scheduler, Xqute, plugin
+from xqute.testing import bash, until
+
+SERVICE = Path(__file__).parents[1] / "tests" / "services" / "sge"
+PROGRAMS = ("qsub", "qstat", "qdel", "qacct", "qalter")
+BARE = "qsub -terse -sync y -S /bin/bash -wd / -o /dev/null -j y -b y"
+
+
+class Calls:
+    """Counts calls of Grid Engine's programs: each is hidden by a shim that notes its name."""
+
+    def __init__(self, folder: Path) -> None:
+        self._log = folder / "calls"
+        shims = folder / "shims"
+        shims.mkdir()
+        for name in PROGRAMS:
+            real = shutil.which(name)
+            shim = shims / name
+            shim.write_text(f'#!/bin/sh\necho {name} >>"{self._log}"\nexec {real} "$@"\n')
+            shim.chmod(0o755)
+        os.environ["PATH"] = f"{shims}{os.pathsep}{os.environ['PATH']}"
+
+    @contextmanager
+    def counted(self) -> Iterator[Counter[str]]:
+        """Give a counter that has, after the block, how often each program was called in it."""
+        counter: Counter[str] = Counter()
+        self._log.write_text("")
+        yield counter
+        counter.update(self._log.read_text().split())
+
+
+class Ends:
+    """A plugin that notes when jobs are told to have succeeded."""
+
+    name = "ends"
+
+    def __init__(self) -> None:
+        self.told_s: dict[int, float] = {}
+
+    @plugin.impl
+    async def on_job_succeeded(self, scheduler: Scheduler, job: Job) -> None:
+        """Note the time."""
+        self.told_s[job.index] = time.time()
+
+
+async def run(
+    folder: Path, commands: list[list[str]], forks: int, ends: Ends | None = None
+) -> float:
+    """Run commands to their end; give the seconds that it took."""
+    began_s = time.perf_counter()
+    plugins = [ends] if ends else None
+    async with Xqute("sge", workdir=folder, forks=forks, plugins=plugins) as xq:
+        for command in commands:
+            await xq.feed(command)
+    took_s = time.perf_counter() - began_s
+    failed = [job for job in xq.jobs if job.outcome != JobOutcome.SUCCEEDED]
+    if failed:
+        sys.exit(f"{len(failed)} jobs did not succeed: {failed[0]!r}: {failed[0].reason}")
+    return took_s
+
+
+def run_bare(n_jobs: int) -> float:
+    """Run `true` as one array; give the seconds until qsub says that all have ended."""
+    began_s = time.perf_counter()
+    argv = [*BARE.split(), "-t", f"1-{n_jobs}", "true"]
+    subprocess.run(argv, check=True, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+    return time.perf_counter() - began_s
+
+
+def throughput(folder: Path, calls: Calls, n_jobs: int, rounds: int) -> Section:
+    """Many jobs of `true` beside the bare array, in turns."""
+    bare_s, all_s, over = [], [], []
+    counts = []
+    for number in range(rounds):
+        bare_s.append(run_bare(n_jobs))
+        with calls.counted() as counter:
+            all_s.append(asyncio.run(run(folder / f"all{number}", [["true"]] * n_jobs, n_jobs)))
+        counts.append(counter)
+        over.append(all_s[-1] - 1.05 * bare_s[-1])
+        print(f"  round {number}: bare {bare_s[-1]:.1f} s, xqute {all_s[-1]:.1f} s", flush=True)
+    with calls.counted() as few:
+        few_s = asyncio.run(run(folder / "few", [["true"]] * n_jobs, n_jobs // 10))
+    qstats = [60 * counter["qstat"] / took for counter, took in zip(counts, all_s, strict=True)]
+    rows = [
+        Figure.of_median("bare qsub -t", "s", bare_s),
+        Figure.of_median(f"xqute, forks={n_jobs}", "s", all_s),
+        Figure.of_median("xqute - 1.05 x bare", "s", over),
+        Figure.of_median("qsub calls", "", [float(c["qsub"]) for c in counts]),
+        Figure.of_median("qstat calls a minute", "", qstats),
+        Figure.of_median(f"xqute, forks={n_jobs // 10}", "s", [few_s]),
+        Figure.of_median("qsub calls then", "", [float(few["qsub"])]),
+    ]
+    section = Section("throughput", f"{n_jobs} jobs of true, {rounds} rounds", [*rows])
+    section.aim(
+        {
+            "xqute - 1.05 x bare": Target("<=", 1),
+            "qsub calls": Target("<=", 5),
+            "qstat calls a minute": Target("<=", 7),
+            "qsub calls then": Target("<=", 25),
+        }
+    )
+    return section
+
+
+def latency(folder: Path, n_jobs: int) -> Section:
+    """From the end of a command to its hook."""
+    ends = Ends()
+    command = bash('printf %s "$EPOCHREALTIME"')
+    asyncio.run(run(folder / "latency", [command] * n_jobs, n_jobs, ends))
+    late_ms = [
+        1000 * (told_s - float((folder / "latency" / str(index) / "job.stdout").read_text()))
+        for index, told_s in ends.told_s.items()
+    ]
+    section = Section("latency", "from the end of a command to on_job_succeeded")
+    section.rows.append(Figure.of_median("median", "ms", late_ms))
+    section.rows.append(Figure.of_quantile("95 %", "ms", 0.95, [late_ms]))
+    section.aim({"median": Target("<=", 50)})
+    return section
+
+
+async def watch(folder: Path, calls: Calls, commands: list[list[str]], seconds: float) -> float:
+    """Submit commands, let them run for so long, cancel them; give the calls a minute meanwhile."""
+    async with Xqute("sge", workdir=folder, forks=len(commands)) as xq:
+        for command in commands:
+            await xq.feed(command)
+        await until(lambda: xq.jobs[-1].jid is not None, "all are submitted", 60)
+        began_s = time.perf_counter()
+        with calls.counted() as counter:
+            await asyncio.sleep(seconds)
+        took_s = time.perf_counter() - began_s
+        xq.cancel()
+    return 60 * counter.total() / took_s
+
+
+def pace(folder: Path, calls: Calls, seconds: int) -> Section:
+    """How often the queue is asked about jobs that take long, by their number."""
+    section = Section("pace", "calls a minute of all programs while jobs run")
+    for n_jobs in (10, 100, 1000):
+        commands = [["sleep", str(seconds)]] * n_jobs
+
+        rate = asyncio.run(watch(folder / f"pace{n_jobs}", calls, commands, seconds - 5))
+        section.rows.append(Figure.of_median(f"{n_jobs} jobs", "", [rate]))
+    return section
+
+
+@contextmanager
+def own_cell(slots: int) -> Iterator[None]:
+    """A Grid Engine for this run alone."""
+    folder = tempfile.mkdtemp(prefix="xqute-sge-")
+    os.chmod(folder, 0o755)
+    ports = []
+    sockets = [socket.socket() for _ in range(2)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+        ports.append(str(one.getsockname()[1]))
+    for one in sockets:
+        one.close()
+    try:
+        # What is in the profile of whoever runs this is not to be measured, a thousand times.
+        env = {**os.environ, "SGE_TEST_SLOTS": str(slots), "SGE_TEST_LOGIN_SHELLS": "csh"}
+        subprocess.run([SERVICE / "start.sh", folder, *ports], check=True, env=env)
+        for word in Path(folder, "env.sh").read_text().replace("export ", "").split():
+            name, _, value = word.partition("=")
+            os.environ[name] = os.path.expandvars(value)
+        yield
+    finally:
+        subprocess.run([SERVICE / "stop.sh", folder], check=True)
+
+
+def main() -> int:
+    """Measure, print, and give the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--own", action="store_true", help="start a Grid Engine for this run")
+    parser.add_argument("--slots", type=int, default=200, help="of its own one")
+    parser.add_argument("--jobs", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--pace", type=int, default=35, help="seconds of watching; 0: none")
+    options = parser.parse_args()
+    if not options.own and shutil.which("qsub") is None:
+        parser.error("there is no qsub: source Grid Engine's settings.sh, or use --own")
+    print(
+        f"{os.cpu_count()} cores, Python {platform.python_version()}, load {os.getloadavg()[0]:.2f}"
+    )
+    sections = []
+    cell = own_cell(options.slots) if options.own else nullcontext()
+    with cell, tempfile.TemporaryDirectory(prefix="xqute-bench-") as name:
+        folder = Path(name)
+        calls = Calls(folder)
+        steps: list[Callable[[], Section]] = [
+            lambda: throughput(folder, calls, options.jobs, options.rounds),
+            lambda: latency(folder, min(options.jobs, 100)),
+        ]
+        if options.pace:
+            steps.append(lambda: pace(folder, calls, options.pace))
+        for step in steps:
+            sections.append(step())
+            print(f"\n{render_section(sections[-1])}", flush=True)
+    print(f"load at the end {os.getloadavg()[0]:.2f}")
+    return int(any(section.missed for section in sections))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
