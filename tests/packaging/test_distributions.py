@@ -40,6 +40,7 @@ class Row(NamedTuple):
 
 DISTRIBUTIONS = [
     Row("xqute-core", "xqute", "simplug", frozenset({"local"}), scripts=frozenset({"xqute"})),
+    Row("xqute-sge", "xqute_sge", schedulers=frozenset({"sge"})),
     Row("xqute-slurm", "xqute_slurm", schedulers=frozenset({"slurm"})),
     Row(
         "xqute-container",
