@@ -159,7 +159,9 @@ class Cell:
 
     def clear(self) -> None:
         """Have nothing in the queue."""
-        self.configure("qdel", "-f", "-u", "*") if self.run("qstat", "-u", "*") else None
+        if self.run("qstat", "-u", "*"):
+            with self.as_root():
+                self.run("qdel", "-f", "-u", "*", check=False)  # some may be gone by then
 
 
 def _is_alive(pid):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from contextlib import suppress
 
 import pytest
 
@@ -44,7 +45,7 @@ class Launched:
             render_launcher(
                 head="#!/bin/bash\n#$ -S /bin/bash",
                 workdir=str(scheduler.workdir),
-                indices=[job.index for job in jobs],
+                folders=[str(job.index) for job in jobs],
                 tag=tag,
                 wrapper="job.wrapped.sge",
                 grace_s=grace_s,
@@ -77,7 +78,8 @@ class Launched:
     def signal_all(self, sig):
         """Signal every process of the session, as Grid Engine does."""
         for pid in session_of(self.process.pid):
-            os.kill(pid, sig)
+            with suppress(ProcessLookupError):  # the first may have ended the others
+                os.kill(pid, sig)
 
 
 def session_of(leader):
@@ -103,8 +105,7 @@ def launch(tmp_path):
 
     yield start
     for one in launched:
-        for pid in session_of(one.process.pid):
-            os.kill(pid, signal.SIGKILL)
+        one.signal_all(signal.SIGKILL)
         one.process.communicate(timeout=10)
 
 

@@ -20,7 +20,7 @@ def render_launcher(
     *,
     head: str,
     workdir: str,
-    indices: Sequence[int],
+    folders: Sequence[str],
     tag: str,
     wrapper: str,
     grace_s: float,
@@ -32,7 +32,7 @@ def render_launcher(
     Args:
         head: The first lines, verbatim: the shebang, and options.
         workdir: The folder of the run, as jobs see it.
-        indices: Of the jobs, in the order of the tasks.
+        folders: Those of the jobs in it, in the order of the tasks; "-": there is nothing to do.
         tag: What the claims of all these attempts are named after.
         wrapper: The file name of the wrapper in a job's folder.
         grace_s: Seconds between TERM and KILL.
@@ -41,7 +41,7 @@ def render_launcher(
     """
     parameters = {
         "xq_workdir": quote(workdir),
-        "xq_indices": f"({' '.join(map(str, indices))})",
+        "xq_folders": f"({' '.join(folders)})",
         "xq_tag": quote(tag),
         "xq_wrapper": quote(wrapper),
         "xq_grace_ds": str(max(1, round(grace_s * 10))),

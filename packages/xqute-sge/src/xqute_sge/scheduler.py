@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final
 
 from xqute import Job, JobCause, SubmitError
 from xqute.cluster import ClusterScheduler, QueueRow
-from xqute.scheduler import BackendState, Phase
+from xqute.scheduler import BackendState, Phase, Submission
 
 from . import options, parse
 from .client import Client
@@ -117,22 +117,24 @@ class SgeScheduler(ClusterScheduler):
                 lines.append(f"#$ -tc {self.max_running}")
         return "\n".join(lines)
 
-    def _write_script(self, key: str, name: str, jobs: Sequence[Job], n_tasks: int | None) -> str:
+    def _write_script(self, submission: Submission, name: str, jobs: Sequence[Job]) -> str:
         """Write the launcher. Others can read what Grid Engine spools: it is given no wrapper."""
         first = jobs[0]
         lines = self.build_options(first)
+        n_tasks = len(submission.jobs)
+        ready = set(jobs)
         script = render_launcher(
-            head=self.build_head(lines, name, n_tasks),
+            head=self.build_head(lines, name, n_tasks if n_tasks > 1 else None),
             workdir=str(first.workdir.mounted),
-            indices=[job.index for job in jobs],
+            folders=[str(job.index) if job in ready else "-" for job in submission.jobs],
             tag=self.claim_tag(first),
             wrapper=f"job.wrapped.{self.name}",
             grace_s=self.kill_grace_s,
             limit_s=options.limit_s(lines),
             wait_s=self.visible_within_s,
         )
-        tasks = [self.submission_key(job) for job in jobs]
-        return self._plans.write(str(self.workdir), key, tasks, script)
+        tasks = [self.submission_key(job) for job in submission.jobs]
+        return self._plans.write(str(self.workdir), submission.key, tasks, script)
 
     # --- submission ----------------------------------------------------------------------------
 
