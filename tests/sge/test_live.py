@@ -148,6 +148,17 @@ async def test_a_job_in_error_has_failed_with_the_reason_and_is_removed(
     assert cell.run("qstat") == ""
 
 
+async def test_a_job_that_grid_engine_starts_again_runs_once(tmp_path, cell):
+    """It may be told to, with `r`: the second start finds that the attempt has been started."""
+    async with running(tmp_path, r="y") as xq:
+        job = await xq.feed(bash(f"{ONCE}echo ready; exec sleep 60"))
+        await until_ready(job)
+        cell.configure("qmod", "-rj", job.jid)
+    assert runs_of(job) == 1
+    assert job.outcome in (JobOutcome.FAILED, JobOutcome.LOST)
+    assert job.reason
+
+
 async def test_a_job_that_is_removed_by_force_is_no_success(tmp_path, cell):
     """The accounting says that it ended with 0."""
     async with running(tmp_path) as xq:
