@@ -28,7 +28,7 @@ from xqute.testing import bash, until
 
 SERVICE = Path(__file__).parents[1] / "tests" / "services" / "sge"
 PROGRAMS = ("qsub", "qstat", "qdel", "qacct", "qalter")
-BARE = "qsub -terse -sync y -S /bin/bash -wd / -o /dev/null -j y -b y"
+BARE = "qsub -terse -S /bin/bash -wd / -o /dev/null -j y"
 
 
 class Calls:
@@ -84,11 +84,17 @@ async def run(
     return took_s
 
 
-def run_bare(n_jobs: int) -> float:
-    """Run `true` as one array; give the seconds until qsub says that all have ended."""
+def run_bare(folder: Path, n_jobs: int) -> float:
+    """Run `true` as one array; give the seconds until the last task has left its empty file."""
+    ends = folder / "ends"
+    ends.mkdir(parents=True)
+    script = folder / "bare.sh"
+    script.write_text(f'true\n: >"{ends}/$SGE_TASK_ID"\n')
     began_s = time.perf_counter()
-    argv = [*BARE.split(), "-t", f"1-{n_jobs}", "true"]
+    argv = [*BARE.split(), "-t", f"1-{n_jobs}", str(script)]
     subprocess.run(argv, check=True, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+    while len(os.listdir(ends)) < n_jobs:
+        time.sleep(0.05)
     return time.perf_counter() - began_s
 
 
@@ -97,7 +103,7 @@ def throughput(folder: Path, calls: Calls, n_jobs: int, rounds: int) -> Section:
     bare_s, all_s, over = [], [], []
     counts = []
     for number in range(rounds):
-        bare_s.append(run_bare(n_jobs))
+        bare_s.append(run_bare(folder / f"bare{number}", n_jobs))
         with calls.counted() as counter:
             all_s.append(asyncio.run(run(folder / f"all{number}", [["true"]] * n_jobs, n_jobs)))
         counts.append(counter)

@@ -91,6 +91,11 @@ def test_walltime_is_rounded_up_and_the_warning_comes_before_it():
     assert lines(Resources(walltime_s=600), warn_before_s=60) == ["l h_rt=600,s_rt=540"]
 
 
+def test_a_warning_before_no_end_is_refused():
+    with pytest.raises(ConfigError, match="signal_before_end_s needs a walltime_s"):
+        lines(Resources(), warn_before_s=60)
+
+
 def test_queue_and_account_have_their_options():
     assert lines(Resources(queue="long.q", account="lab")) == ["q long.q", "P lab"]
 

@@ -108,6 +108,8 @@ def build_resource_options(
         asked.append(f"h_rt={limit}")
         if warn_before_s:
             asked.append(f"s_rt={max(1, limit - math.ceil(warn_before_s))}")
+    elif warn_before_s:
+        raise ConfigError("sge: signal_before_end_s needs a walltime_s in resources")
     found["l"] = ",".join(asked)
     _check_said_once(found, options, [word.partition("=")[0] for word in asked])
     merged = {name: value for name, value in options.items() if name != "pe"}

@@ -26,6 +26,7 @@ __all__ = [
     "parse_submitted",
     "says_unknown_id",
     "state_of_accounted",
+    "state_of_launcher",
 ]
 
 #: What the launcher exits with where the command's exit code would not tell, or do harm.
@@ -175,8 +176,11 @@ _SHEPHERD_DIED: Final = frozenset({18, 20})
 _LIMIT: Final = 37
 #: Why the launcher has ended the job, by what it exited with.
 _ENDED_BY_LAUNCHER: Final = {
-    RC_TIME_LIMIT: (JobCause.TIME_LIMIT, "ended at its h_rt"),
-    RC_DELETED: (JobCause.REQUESTED, "deleted from the queue (qdel), not by this run"),
+    RC_TIME_LIMIT: (JobCause.TIME_LIMIT, "ended by Grid Engine at its h_rt"),
+    RC_DELETED: (
+        JobCause.REQUESTED,
+        "ended by Grid Engine, not by this run: deleted (qdel), or over a limit other than h_rt",
+    ),
     RC_UNSEEN: (
         JobCause.SETUP,
         "its node cannot see the job's folder: is the workdir on a file system that all share?",
@@ -199,10 +203,15 @@ def state_of_accounted(record: Accounted) -> BackendState:
         return BackendState(Phase.ENDED, None, JobCause.NODE_FAILED, words)
     if record.failed not in _RAN or record.rc in (0, RC_UNSPEAKABLE):
         return BackendState(Phase.GONE, None, None, words)
-    if record.rc in _ENDED_BY_LAUNCHER:
-        cause, why = _ENDED_BY_LAUNCHER[record.rc]
-        return BackendState(Phase.ENDED, None, cause, why)
-    return BackendState(Phase.ENDED, record.rc, None, words)
+    return state_of_launcher(record.rc) or BackendState(Phase.ENDED, record.rc, None, words)
+
+
+def state_of_launcher(rc: int) -> BackendState | None:
+    """Say why the launcher ended the job, or did not begin it; None: it has done neither."""
+    if rc not in _ENDED_BY_LAUNCHER:
+        return None
+    cause, why = _ENDED_BY_LAUNCHER[rc]
+    return BackendState(Phase.ENDED, None, cause, why)
 
 
 def says_unknown_id(words: str) -> bool:

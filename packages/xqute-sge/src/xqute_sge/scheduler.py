@@ -22,17 +22,6 @@ __all__ = ["SgeScheduler"]
 _ACCOUNTING_LAG_S: Final = 15.0
 _VISIBLE_WITHIN_S: Final = 30.0
 _VERIFY_AFTER_S: Final = 10.0
-_NOTES: Final = {
-    str(parse.RC_TIME_LIMIT): BackendState(
-        Phase.ENDED, None, JobCause.TIME_LIMIT, "ended by Grid Engine at its h_rt"
-    ),
-    str(parse.RC_DELETED): BackendState(
-        Phase.ENDED,
-        None,
-        JobCause.REQUESTED,
-        "ended by Grid Engine, not by this run: deleted (qdel), or over a limit other than h_rt",
-    ),
-}
 _TOO_MANY_TASKS: Final = re.compile(r"more than (\d+) tasks")
 
 
@@ -210,8 +199,8 @@ class SgeScheduler(ClusterScheduler):
 
     def _read_note(self, job: Job) -> BackendState | None:
         """Give what the launcher has said of the end of a job."""
-        note = job.read_file(f"{NOTE_PREFIX}{self.claim_tag(job)}") or ""
-        return _NOTES.get(note.strip())
+        note = (job.read_file(f"{NOTE_PREFIX}{self.claim_tag(job)}") or "").strip()
+        return parse.state_of_launcher(int(note)) if note.isdecimal() else None
 
     async def _end_broken(self, jobs: Sequence[Job]) -> dict[Job, BackendState]:
         """Read why jobs are in error, then remove them: nobody else would."""
