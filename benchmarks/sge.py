@@ -202,7 +202,7 @@ def main() -> int:
     """Measure, print, and give the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--own", action="store_true", help="start a Grid Engine for this run")
-    parser.add_argument("--slots", type=int, default=200, help="of its own one")
+    parser.add_argument("--slots", type=int, default=40, help="of its own one")
     parser.add_argument("--jobs", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pace", type=int, default=35, help="seconds of watching; 0: none")

@@ -196,6 +196,23 @@ async def test_without_any_accounting_only_what_leaves_no_word_is_lost(tmp_path,
     assert (lost.outcome, lost.rc) == (JobOutcome.LOST, -3)
 
 
+async def test_what_grid_engine_loses_before_it_starts_is_submitted_again(tmp_path, cell):
+    """An overloaded one does; here a qacct of our own says so of a job that was deleted."""
+    said = "====\njobname {0}\njobnumber {1}\ntaskid undefined\nfailed 21 : x\nexit_status 0\n"
+    qacct = tmp_path / "qacct"
+    qacct.write_text('#!/bin/bash\ncat "$0.said"\n')
+    qacct.chmod(0o755)
+    async with running(tmp_path, qacct=str(qacct), h=True) as xq:
+        job = await xq.feed(bash(f"{ONCE}exit 0"))
+        await until(lambda: job.status is JobStatus.SUBMITTED, "it is submitted")
+        name = xq.scheduler.submission_name(xq.scheduler.submission_key(job))
+        (tmp_path / "qacct.said").write_text(said.format(name, job.jid))
+        xq.scheduler.config.pop("h")
+        cell.run("qdel", job.jid)
+    assert (job.outcome, job.rc, job.trial_count) == (JobOutcome.SUCCEEDED, 0, 1)
+    assert runs_of(job) == 1
+
+
 async def test_a_host_that_does_not_see_the_workdir_is_named_as_the_cause(tmp_path, cell):
     [job] = await run(
         tmp_path,

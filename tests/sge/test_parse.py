@@ -157,6 +157,12 @@ def test_a_job_that_is_to_start_again_has_not_ended():
     assert judged("27") == (Phase.GONE, None, None)
 
 
+def test_a_job_that_grid_engine_has_lost_has_not_ended_as_far_as_that_tells():
+    record = Accounted("n", 21, "in recognizing job", 0, 0.0)
+    assert record.was_forgotten
+    assert parse.state_of_accounted(record).phase is Phase.GONE
+
+
 def test_the_words_of_the_accounting_are_kept():
     assert "qmaster enforced h_rt" in parse.state_of_accounted(ACCOUNTING["24"]).reason
 

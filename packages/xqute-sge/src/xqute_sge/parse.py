@@ -139,6 +139,11 @@ class Accounted(NamedTuple):
     rc: int
     wallclock_s: float
 
+    @property
+    def was_forgotten(self) -> bool:
+        """Whether Grid Engine has lost it, as it does when it is asked for too much at once."""
+        return self.failed == _NOT_RECOGNIZED
+
 
 def parse_accounting(text: str) -> dict[str, Accounted]:
     """Read ``qacct -j``: how jobs ended, by id; of several records of one, the last.
@@ -174,6 +179,8 @@ _NOT_SET_UP: Final = frozenset({1, 3, 4, *range(6, 12), 26, 27, 28, 29, *range(3
 _RAN: Final = frozenset({0, *range(12, 18), 30, 100})
 _SHEPHERD_DIED: Final = frozenset({18, 20})
 _LIMIT: Final = 37
+#: Host and qmaster have lost sight of it; it may have started or not.
+_NOT_RECOGNIZED: Final = 21
 #: Why the launcher has ended the job, by what it exited with.
 _ENDED_BY_LAUNCHER: Final = {
     RC_TIME_LIMIT: (JobCause.TIME_LIMIT, "ended by Grid Engine at its h_rt"),

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Final
 
 from xqute import Job, JobCause, SubmitError
 from xqute.cluster import ClusterScheduler, QueueRow
+from xqute.cluster.queue import Snapshot
 from xqute.scheduler import BackendState, Phase, Submission
 
 from . import options, parse
@@ -76,8 +77,9 @@ class SgeScheduler(ClusterScheduler):
         self._pending: dict[str, float] = {}
         self._verified: dict[str, str] = {}
         self._watched: set[str] = set()
-        #: What a working accounting does not know.
+        #: What a working accounting does not know, and what Grid Engine has lost, as it says there.
         self._unaccounted: set[str] = set()
+        self._forgotten: set[str] = set()
 
     # --- scripts -------------------------------------------------------------------------------
 
@@ -225,6 +227,8 @@ class SgeScheduler(ClusterScheduler):
             for jid in jids:
                 if jid in found:
                     state = parse.state_of_accounted(found[jid])
+                    if found[jid].was_forgotten:
+                        self._forgotten.add(jid)
                     rows[jid] = QueueRow(number, _place_in(jid), found[jid].name, state)
                 elif jid.partition(".")[0] == number:
                     self._unaccounted.add(jid)
@@ -233,6 +237,13 @@ class SgeScheduler(ClusterScheduler):
     def was_removed(self, jid: str, rows: Mapping[str, QueueRow]) -> bool:
         """Whether neither queue nor accounting has a job: it was deleted while it was pending."""
         return jid in self._unaccounted
+
+    def _explain_no_start(self, job: Job, state: BackendState, queue: Snapshot) -> BackendState:
+        """Say why a job is over that never began: Grid Engine may have lost it, or see the base."""
+        if str(job.jid) in self._forgotten:
+            why = f"Grid Engine has lost it before it started: {state.reason}"
+            return BackendState(Phase.ENDED, None, JobCause.NODE_FAILED, why)
+        return super()._explain_no_start(job, state, queue)
 
     # --- killing -------------------------------------------------------------------------------
 
