@@ -27,6 +27,7 @@ def tune(scheduler):
     scheduler.recheck_interval = 0.5
     scheduler.first_recheck_s = 0.2
     scheduler.lost_grace_s = 1.0
+    scheduler.accounting_lag_s = 2.0
     scheduler.kill_grace_s = 0.5
     scheduler.kill_timeout_s = 5.0
     scheduler.linger_s = 0.2

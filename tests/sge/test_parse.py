@@ -150,17 +150,17 @@ def test_a_job_that_could_not_be_set_up_has_no_exit_code():
 @pytest.mark.parametrize("jid", ["32", "33", "3.1"])
 def test_a_success_in_the_accounting_alone_is_none(jid):
     """The shepherd died (19), it was removed by force (0), or it is true: nobody knows."""
-    assert judged(jid) == (Phase.GONE, None, None)
+    assert judged(jid) == (Phase.ENDED, None, None)
 
 
-def test_a_job_that_is_to_start_again_has_not_ended():
-    assert judged("27") == (Phase.GONE, None, None)
+def test_of_a_job_that_is_to_start_again_no_exit_code_is_known():
+    assert judged("27") == (Phase.ENDED, None, None)
 
 
-def test_a_job_that_grid_engine_has_lost_has_not_ended_as_far_as_that_tells():
+def test_a_job_that_grid_engine_has_lost_is_told_apart():
     record = Accounted("n", 21, "in recognizing job", 0, 0.0)
     assert record.was_forgotten
-    assert parse.state_of_accounted(record).phase is Phase.GONE
+    assert parse.state_of_accounted(record)[:3] == (Phase.ENDED, None, None)
 
 
 def test_the_words_of_the_accounting_are_kept():
@@ -173,7 +173,7 @@ def test_the_words_of_the_accounting_are_kept():
         (parse.RC_DELETED, Phase.ENDED, JobCause.REQUESTED),
         (parse.RC_TIME_LIMIT, Phase.ENDED, JobCause.TIME_LIMIT),
         (parse.RC_UNSEEN, Phase.ENDED, JobCause.SETUP),
-        (parse.RC_UNSPEAKABLE, Phase.GONE, None),
+        (parse.RC_UNSPEAKABLE, Phase.ENDED, None),
     ],
 )
 def test_what_the_launcher_exits_with_is_no_exit_code_of_the_command(rc, phase, cause):

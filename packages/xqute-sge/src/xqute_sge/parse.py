@@ -199,7 +199,7 @@ def state_of_accounted(record: Accounted) -> BackendState:
     """Judge what the accounting has of a job.
 
     A success in it proves none: a job that was removed by force (``qdel -f``), or whose shepherd
-    died while it runs on, has the same. Such a one is GONE, as is one that waits to start again.
+    died while it runs on, has the same. Of such a one nobody knows how it ended.
     """
     words = f"accounting says failed {record.failed} ({record.words}), exit_status {record.rc}"
     if record.failed == _LIMIT:
@@ -209,7 +209,7 @@ def state_of_accounted(record: Accounted) -> BackendState:
     if record.failed in _SHEPHERD_DIED:
         return BackendState(Phase.ENDED, None, JobCause.NODE_FAILED, words)
     if record.failed not in _RAN or record.rc in (0, RC_UNSPEAKABLE):
-        return BackendState(Phase.GONE, None, None, words)
+        return BackendState(Phase.ENDED, None, None, words)
     return state_of_launcher(record.rc) or BackendState(Phase.ENDED, record.rc, None, words)
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final
 
-from xqute import Job, JobCause, SubmitError
+from xqute import Job, JobCause, SchedulerError, SubmitError
 from xqute.cluster import ClusterScheduler, QueueRow
 from xqute.cluster.queue import Snapshot
 from xqute.scheduler import BackendState, Phase, Submission
@@ -19,8 +19,6 @@ from .launcher import NOTE_PREFIX, render_launcher
 
 __all__ = ["SgeScheduler"]
 
-#: The accounting of a job may come that much later than its end (`flush_time` of the site).
-_ACCOUNTING_LAG_S: Final = 15.0
 _VISIBLE_WITHIN_S: Final = 30.0
 _VERIFY_AFTER_S: Final = 10.0
 _TOO_MANY_TASKS: Final = re.compile(r"more than (\d+) tasks")
@@ -68,7 +66,6 @@ class SgeScheduler(ClusterScheduler):
         self.client = Client(qsub, qstat, qdel, qacct, qalter)
         self.memory_resource = memory_resource
         self.gpu_resource = gpu_resource
-        self.lost_grace_s = _ACCOUNTING_LAG_S
         #: Seconds that a file system may take to show a job's folder on the host where it starts.
         self.visible_within_s = _VISIBLE_WITHIN_S
         #: Seconds that a job is pending until it is asked whether it can ever run.
@@ -176,6 +173,12 @@ class SgeScheduler(ClusterScheduler):
                 self._verified[number] = await self.client.verify(number, self.client_timeout_s)
                 return
 
+    async def job_is_running(self, job: Job) -> bool:
+        """Tell whether the queue has the job; one that has told its end stays there for a second."""
+        if job.jid is not None and self._read_end(job) is not None:
+            return False
+        return await super().job_is_running(job)
+
     async def poll_jobs(self, jobs: Sequence[Job]) -> Mapping[Job, BackendState]:
         """Tell about jobs; see `ClusterScheduler`. A job in error has ended: it is told why."""
         states: dict[Job, BackendState] = {}
@@ -218,12 +221,16 @@ class SgeScheduler(ClusterScheduler):
         return states
 
     async def read_accounting(self, jids: Sequence[str]) -> Mapping[str, QueueRow]:
-        """Ask qacct, once for all tasks of an array."""
+        """Ask qacct, once for all tasks of an array.
+
+        Raises:
+            SchedulerError: If there is no accounting to be read here.
+        """
         rows = {}
         for number in sorted({jid.partition(".")[0] for jid in jids}):
             found = await self.client.read_accounting(number, self.client_timeout_s)
             if found is None:
-                break
+                raise SchedulerError("qacct finds no accounting")
             for jid in jids:
                 if jid in found:
                     state = parse.state_of_accounted(found[jid])
