@@ -1,0 +1,141 @@
+"""One attempt of a job on a server, and what has been heard of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+from xqute import Job
+from xqute.scheduler import BackendState
+
+from .parse import Event, unescape
+from .staging import Transfer
+
+__all__ = ["MIRRORED", "Entry"]
+
+#: What the agent sends by itself with the end of a job, where files are not shared.
+MIRRORED = ("stdout", "stderr", "start", "end")
+
+
+class Entry:
+    """An attempt that was, or is about to be, sent to a server.
+
+    Attributes:
+        number: What it is called between us and the agent.
+        job: The job.
+        tag: What its claims are named after.
+        folder: Its folder, on the server.
+        staged: Whether that is another one than the driver's.
+        remote_script: Where its script is, there.
+        script: Its text, if the agent is to write it.
+        outputs: What is to be fetched when it has ended.
+        address: Of the server.
+        pid: Of its wrapper; None: not known (yet). Likewise `ticks`, when that began.
+        accepted: Its native id, once the agent says that it has started.
+        was_sent: Whether the agent may have heard of it.
+        started_s: When (loop time) we heard that it started; 0: long ago, or not yet.
+        killed: Whether it was asked to end.
+        is_over: Whether its end is known; it may still have to be brought home.
+        concluded: How it ended, once that is told.
+        lock: Held while its files are on their way.
+    """
+
+    __slots__ = (
+        "accepted",
+        "address",
+        "concluded",
+        "folder",
+        "is_over",
+        "job",
+        "killed",
+        "lock",
+        "number",
+        "outputs",
+        "pid",
+        "remote_script",
+        "script",
+        "staged",
+        "started_s",
+        "tag",
+        "ticks",
+        "told",
+        "unfinished",
+        "was_sent",
+    )
+
+    def __init__(self, number: int, job: Job, tag: str, folder: str, address: str) -> None:
+        self.number = number
+        self.job = job
+        self.tag = tag
+        self.folder = folder
+        self.address = address
+        self.staged = False
+        self.remote_script = ""
+        self.script: str | None = None
+        self.outputs: list[Transfer] = []
+        self.pid: int | None = None
+        self.ticks = "-"
+        self.accepted: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.concluded: asyncio.Future[BackendState] = asyncio.get_running_loop().create_future()
+        self.was_sent = False
+        self.started_s = 0.0
+        self.killed = False
+        self.is_over = False
+        self.lock = asyncio.Lock()
+        #: What came with its end, by name; and of which of them that is not all.
+        self.told: dict[str, bytearray] = {}
+        self.unfinished: set[str] = set()
+
+    def __repr__(self) -> str:
+        return f"<Entry {self.number}: {self.job!r} as {self.pid} on {self.address}>"
+
+    @property
+    def jid(self) -> str:
+        """The native id: ``pid@user@host:port``; the process is "-" where there is none."""
+        return f"{'-' if self.pid is None else self.pid}@{self.address}"
+
+    @property
+    def identity(self) -> tuple[str, str, str, str]:
+        """The words by which the agent finds it: folder, tag, process, start time."""
+        return self.folder, self.tag, "-" if self.pid is None else str(self.pid), self.ticks
+
+    def set_process(self, pid: str, ticks: str) -> None:
+        """Note its process, as the agent says it: a number and a number, or "-"."""
+        self.pid = int(pid) if pid.isdigit() else None
+        self.ticks = ticks
+
+    def add_piece(self, event: Event) -> None:
+        """Take in a piece of a file that comes with its end, or that there is more of it."""
+        name, _, rest = event.rest.partition(b" ")
+        known = name.decode()
+        if event.kind == "data":
+            self.told.setdefault(known, bytearray()).extend(unescape(rest))
+        elif rest == b"more":
+            self.unfinished.add(known)
+        elif rest != b"none":
+            self.told.setdefault(known, bytearray())
+
+    # --- its files -----------------------------------------------------------------------------
+
+    def remote(self, name: str) -> str:
+        """Where one of its files is on the server."""
+        return f"{self.folder}/{self._file(name)}"
+
+    def local(self, name: str) -> str:
+        """Where the driver has it."""
+        return f"{self.job.local_dir}/{self._file(name)}"
+
+    def _file(self, name: str) -> str:
+        return f"job.{name}.{self.tag}" if name in ("start", "end") else f"job.{name}"
+
+    @property
+    def is_home(self) -> bool:
+        """Whether its end is told here."""
+        return os.path.exists(self.local("end"))
+
+    def size(self, name: str) -> int:
+        """How much of it the driver has."""
+        try:
+            return os.stat(self.local(name)).st_size
+        except FileNotFoundError:
+            return 0

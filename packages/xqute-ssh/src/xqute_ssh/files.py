@@ -1,0 +1,223 @@
+"""Files between here and a server: over a channel of their own, or else by its agent."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Executor
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import paramiko
+
+from .commands import build_call, build_puts
+from .link import Link
+from .parse import Event, unescape
+from .staging import Transfer, write_at
+
+if TYPE_CHECKING:
+    Ask = Callable[[Callable[[int], str]], Awaitable[list[Event]]]
+
+__all__ = ["Files", "FilesError"]
+
+T = TypeVar("T")
+_PIECE_BYTES = 1 << 20
+_NO_SUCH_FILE = "No such file"
+
+
+class FilesError(Exception):
+    """A file could not be brought or fetched.
+
+    Attributes:
+        missing: Whether that is because it is not there.
+        is_folder: Whether that is because it is none, but a folder.
+        is_local: Whether this side is at fault.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        missing: bool = False,
+        is_folder: bool = False,
+        is_local: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.missing = missing
+        self.is_folder = is_folder
+        self.is_local = is_local
+
+
+class Files:
+    """Brings and fetches files over one connection.
+
+    Args:
+        link: The connection.
+        executor: The threads that may wait for it.
+        ask: Asks the agent; given what makes the code from a question's number.
+    """
+
+    def __init__(self, link: Link, executor: Executor, ask: Ask) -> None:
+        self._link = link
+        self._executor = executor
+        self._ask = ask
+
+    async def _in_thread(self, work: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work, *args)
+
+    async def bring(self, transfer: Transfer) -> None:
+        """Bring a file, or a folder with all that is in it; what is there is replaced.
+
+        Raises:
+            FilesError: If that cannot be done.
+            LinkError: If the connection is lost.
+        """
+        try:
+            pairs = await self._in_thread(_walk, transfer)
+        except OSError as exc:
+            raise FilesError(f"{transfer.local}: {exc.strerror}", is_local=True) from exc
+        for folder in dict.fromkeys(os.path.dirname(remote) for _, remote in pairs):
+            await self._do("mkdir", "-p", "--", folder)
+        sftp = await self._in_thread(self._link.sftp)
+        for local, remote in pairs:
+            if sftp is None or not await self._in_thread(_put, sftp, local, remote):
+                await self._put_by_agent(local, remote)
+
+    async def _put_by_agent(self, local: str, remote: str) -> None:
+        """Write it piece by piece, under another name until it is whole."""
+        try:
+            data, mode = await self._in_thread(_read, local)
+        except OSError as exc:
+            raise FilesError(f"{local}: {exc.strerror}", is_local=True) from exc
+        part = f"{remote}.xqute-part"
+        for code in build_puts(part, data):
+            await self._ask_about(remote, code)
+        await self._do("chmod", f"{mode:o}", "--", part)
+        await self._do("mv", "-f", "--", part, remote)
+
+    async def _do(self, *words: str) -> None:
+        await self._ask_about(words[-1], lambda number: build_call("do", number, *words))
+
+    async def _ask_about(self, path: str, code: Callable[[int], str]) -> list[Event]:
+        events = await self._ask(code)
+        if events and events[-1].kind == "failed":
+            words = events[-1].rest.decode("utf-8", "replace")
+            raise FilesError(
+                f"{path}: {words}",
+                missing=_NO_SUCH_FILE in words,
+                is_folder=words.endswith("is a folder"),
+            )
+        return events
+
+    async def fetch(self, transfer: Transfer) -> None:
+        """Fetch a file, or a folder with all that is in it; what is here is replaced.
+
+        Raises:
+            FilesError: If that cannot be done; `missing`: it is not there.
+            LinkError: If the connection is lost.
+        """
+        try:
+            await self._fetch_file(transfer.remote, transfer.local)
+        except FilesError as exc:
+            if not exc.is_folder:
+                raise
+        else:
+            return
+        names = await self._ask_about(
+            transfer.remote, lambda number: build_call("list", number, transfer.remote)
+        )
+        await self._in_thread(partial(os.makedirs, transfer.local, exist_ok=True))
+        for name in filter(None, _joined(names).split(b"\0")):
+            inside = os.fsdecode(name)
+            await self._fetch_file(f"{transfer.remote}/{inside}", f"{transfer.local}/{inside}")
+
+    async def _fetch_file(self, remote: str, local: str) -> None:
+        part = f"{local}.xqute-part"
+        await self._in_thread(partial(os.makedirs, os.path.dirname(local), exist_ok=True))
+        try:
+            await self.follow(remote, part, 0)
+            await self._in_thread(os.replace, part, local)
+        except OSError as exc:
+            raise FilesError(f"{local}: {exc.strerror}") from exc
+
+    async def follow(self, remote: str, local: str, at: int) -> int:
+        """Fetch what a file has from byte `at` on; give its size. A local file gets no shorter.
+
+        Raises:
+            FilesError: If it cannot be read.
+            LinkError: If the connection is lost.
+            OSError: If it cannot be written here.
+        """
+        sftp = await self._in_thread(self._link.sftp)
+        if sftp is not None:
+            return await self._in_thread(_get, sftp, remote, local, at)
+        events = await self._ask_about(remote, lambda number: build_call("get", number, remote, at))
+        data = _joined(events)
+        await self._in_thread(write_at, local, at, data)
+        return at + len(data)
+
+
+def _joined(events: list[Event]) -> bytes:
+    return b"".join(
+        unescape(event.rest.partition(b" ")[2]) for event in events if event.kind == "data"
+    )
+
+
+def _walk(transfer: Transfer) -> list[tuple[str, str]]:
+    """The files of a transfer, here and there."""
+    if not os.path.isdir(transfer.local):
+        os.stat(transfer.local)
+        return [(transfer.local, transfer.remote)]
+    return list(_walk_folder(transfer))
+
+
+def _walk_folder(transfer: Transfer) -> Iterator[tuple[str, str]]:
+    for folder, _, names in os.walk(transfer.local):
+        inside = os.path.relpath(folder, transfer.local)
+        there = os.path.normpath(os.path.join(transfer.remote, inside))
+        for name in names:
+            yield os.path.join(folder, name), os.path.join(there, name)
+
+
+# --- in threads --------------------------------------------------------------------------------
+
+
+def _read(path: str) -> tuple[bytes, int]:
+    with open(path, "rb") as file:
+        return file.read(), stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+
+
+def _put(sftp: paramiko.SFTPClient, local: str, remote: str) -> bool:
+    """Bring one file; False: it failed in a way that only the agent can explain."""
+    part = f"{remote}.xqute-part"
+    try:
+        sftp.put(local, part, confirm=True)
+        sftp.chmod(part, stat.S_IMODE(os.stat(local).st_mode))
+        sftp.posix_rename(part, remote)
+    except OSError:
+        return False
+    return True
+
+
+def _get(sftp: paramiko.SFTPClient, remote: str, local: str, at: int) -> int:
+    try:
+        attributes = sftp.stat(remote)
+        if stat.S_ISDIR(attributes.st_mode or 0):
+            raise FilesError(f"{remote}: is a folder", is_folder=True)
+        size = attributes.st_size or 0
+        if size <= at:
+            write_at(local, at, b"")
+            return size
+        with sftp.open(remote, "rb", _PIECE_BYTES) as file:
+            file.seek(at)
+            file.prefetch(size)
+            while piece := file.read(_PIECE_BYTES):
+                write_at(local, at, piece)
+                at += len(piece)
+    except FileNotFoundError as exc:
+        raise FilesError(f"{remote}: {_NO_SUCH_FILE}", missing=True) from exc
+    except (OSError, EOFError, paramiko.SSHException) as exc:
+        raise FilesError(f"{remote}: {exc}") from exc
+    return at

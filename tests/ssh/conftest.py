@@ -1,0 +1,75 @@
+"""Real SSH servers for the tests, started once a session and ended at its end."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+_SERVICE = Path(__file__).resolve().parents[1] / "services" / "ssh" / "sshd.py"
+_spec = importlib.util.spec_from_file_location("xqute_test_sshd", _SERVICE)
+sshd_service = sys.modules["xqute_test_sshd"] = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(sshd_service)
+
+#: What the contract's new drivers, which are processes of their own, are told by.
+VARIABLE = "KIT_SSH_SERVERS"
+
+
+def pytest_collection_modifyitems(items):
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.needs("sshd", "ssh-keygen"))
+
+
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory):
+    return sshd_service.Keys(tmp_path_factory.mktemp("ssh") / "keys")
+
+
+@pytest.fixture(scope="session")
+def make_sshd(keys):
+    """Make and start a server; all are ended at the end of the session."""
+    started = []
+
+    def make(name, **options):
+        server = sshd_service.Sshd(keys, name, **options)
+        started.append(server)
+        server.start()
+        return server
+
+    yield make
+    for server in started:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def servers(make_sshd):
+    """Three servers, and one that allows a single channel; nobody may stop these."""
+    made = {name: make_sshd(name) for name in ("a", "b", "c")}
+    made["one"] = make_sshd("one", max_sessions=1)
+    options = {name: server.options() for name, server in made.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, json.dumps(options))
+        yield made
+
+
+@pytest.fixture
+def own_sshd(keys):
+    """Make and start a server of this test's own, ended with it."""
+    started = []
+
+    def make(name, **options):
+        server = sshd_service.Sshd(
+            keys, f"own-{name}-{len(list(keys.folder.iterdir()))}", **options
+        )
+        started.append(server)
+        server.start()
+        return server
+
+    yield make
+    for server in started:
+        server.stop()
