@@ -64,14 +64,13 @@ class TestUnshared(TestShared):
         return _LetsGo(workdir, servers=servers, log_interval=0.1, **keywords)
 
     def read(self, job, name):
-        # What a job writes into its folder by itself stays where it is.
-        for folder in (job.metadir, job.metadir.mounted):
-            try:
-                with open(f"{folder}/{name}", "rb") as file:
-                    return file.read()
-            except FileNotFoundError:
-                continue
-        return None
+        # What a job writes into its folder by itself stays there.
+        folder = job.metadir if name.startswith("job.") else job.metadir.mounted
+        try:
+            with open(f"{folder}/{name}", "rb") as file:
+                return file.read()
+        except FileNotFoundError:
+            return None
 
     @overrides_contract
     async def test_a_job_outlives_the_driver_that_started_it(self, rig):

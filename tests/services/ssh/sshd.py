@@ -49,6 +49,7 @@ class Sshd:
         lines: More lines of its configuration.
         within: The beginning of a command line that runs another somewhere else.
         address: Where it listens.
+        port: Where, too; None: one that is free.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Sshd:
         lines: tuple[str, ...] = (),
         within: tuple[str, ...] = (),
         address: str = "127.0.0.1",
+        port: int | None = None,
     ) -> None:
         self.keys = keys
         self.name = name
@@ -68,6 +70,7 @@ class Sshd:
         self.host_key = keys.make(f"host-{name}")
         self.log = keys.folder / f"sshd-{name}.log"
         self._within = within
+        self._is_known = False
         self._process: subprocess.Popen[bytes] | None = None
         self._lines = [
             f"HostKey {self.host_key}",
@@ -86,7 +89,7 @@ class Sshd:
             *([f"ForceCommand {force_command}"] if force_command else []),
             *lines,
         ]
-        self.port = 22 if within else free_port(address)
+        self.port = port or free_port(address)
 
     def start(self) -> None:
         """Start it, and return when it answers."""
@@ -106,6 +109,9 @@ class Sshd:
                 self.stop()
                 raise RuntimeError(f"sshd did not start:\n{self.log.read_text()}")
             time.sleep(0.01)
+        if self._is_known:
+            return
+        self._is_known = True
         key = Path(f"{self.host_key}.pub").read_text().split()
         host = self.address if self.port == 22 else f"[{self.address}]:{self.port}"
         with self.keys.known_hosts.open("a") as file:

@@ -9,7 +9,7 @@ import os
 import shlex
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import paramiko
@@ -114,7 +114,8 @@ def _connect(
             port=server.port or 22,
             username=server.user,
             pkey=pkey,
-            key_filename=[path for path in server.identity_files if os.path.exists(path)],
+            # A list, too, whatever its annotations say.
+            key_filename=[path for path in server.identity_files if os.path.exists(path)],  # type: ignore[arg-type]
             passphrase=server.passphrase,
             # Each key that is offered counts as a failure with the server.
             allow_agent=server.keyfile is None,
@@ -150,7 +151,7 @@ def _open_socket(
             timeout=server.connect_timeout,
         )
     if server.proxy_command:
-        return paramiko.ProxyCommand(_expand(server.proxy_command, server))
+        return _Command(_expand(server.proxy_command, server))
     sock = socket.create_connection((server.host, server.port or 22), server.connect_timeout)
     opened.callback(sock.close)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -163,6 +164,15 @@ def _open_socket(
         if hasattr(socket, option):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
     return sock
+
+
+class _Command(paramiko.ProxyCommand):
+    """A command whose streams are the connection; it is gone when the connection is closed."""
+
+    def close(self) -> None:
+        with suppress(ProcessLookupError):
+            super().close()
+        self.process.communicate()
 
 
 def _parse_jump(text: str, before: str | None, target: Server) -> Server:
@@ -197,9 +207,7 @@ def _load_key(server: Server) -> paramiko.PKey | None:
         return None
     where = f"the key file {server.keyfile}"
     try:
-        return paramiko.PKey.from_path(
-            server.keyfile, server.passphrase.encode() if server.passphrase else None
-        )
+        return paramiko.PKey.from_path(server.keyfile, server.passphrase)
     except FileNotFoundError as exc:
         raise AccessError(f"{where} is not there", lasting=True) from exc
     except paramiko.PasswordRequiredException as exc:
@@ -299,6 +307,9 @@ def _explained(server: Server) -> Iterator[None]:
         raise AccessError(within, lasting=False) from exc
     except (paramiko.SSHException, EOFError) as exc:
         words = str(exc) or type(exc).__name__
+        if "banner" in words or "No existing session" in words or isinstance(exc, EOFError):
+            # Also a server with too many logins under way at once (MaxStartups).
+            words = f"no SSH server answered within {server.connect_timeout:g} s ({words})"
         lasting = "authentication" in words.lower()
         raise AccessError(words, lasting=lasting) from exc
     except OSError as exc:

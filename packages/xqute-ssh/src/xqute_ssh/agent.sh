@@ -51,6 +51,18 @@ xq_is_alive() {
     xq_read_stat "$1" && [[ ${xq_stat[0]} != [ZX] && ($2 == - || ${xq_stat[19]} == "$2") ]]
 }
 
+# Whether process $1, which began at $2, runs a script of folder $3. Where it is not known when it began, its words must say so:
+# numbers are used again.
+xq_is_job() {
+    local word
+    xq_is_alive "$1" "$2" || return 1
+    [[ $2 == - && -e /proc/self/stat ]] || return 0
+    while IFS= read -r -d '' word; do
+        [[ $word != "$3"/job.wrapped.* ]] || return 0
+    done <"/proc/$1/cmdline"
+    return 1
+}
+
 # KILL every process of the sessions $@, until a look finds none.
 xq_end_sessions() {
     local file round found sessions=" $* "
@@ -100,10 +112,10 @@ xq_look() {
         fi
         if [[ $boot != "$xq_boot" && $boot != - && $xq_boot != - ]]; then
             xq_found=rebooted
-        elif [[ $pid != - ]] && xq_is_alive "$pid" "$ticks"; then
+        elif [[ $pid != - ]] && xq_is_job "$pid" "$ticks" "$1"; then
             xq_found="running $pid $ticks"
             return
-        elif [[ $3 != - && $3 != "$pid" ]] && xq_is_alive "$3" "$4"; then
+        elif [[ $3 != - && $3 != "$pid" ]] && xq_is_job "$3" "$4" "$1"; then
             xq_found="running $3 $4"
             return
         fi
@@ -147,11 +159,8 @@ xq_run() { # as xq_start, in a shell of its own
         wait "$pid"
         rc=$?
         if [[ $rc != 121 ]]; then
-            # What it left running. Its number cannot be another's while a member of its group or session lives.
-            if [[ ! -e /proc/$pid ]]; then
-                kill -KILL -- "-$pid"
-                ((rc <= 128)) || xq_end_sessions "$pid"
-            fi
+            # What it left running. Its number cannot be another's while a member of its group lives.
+            [[ -e /proc/$pid ]] || kill -KILL -- "-$pid"
             xq_tell_end "$number" "$dir" "$tag" "$staged" "ended $number $rc"
             return
         fi

@@ -34,7 +34,9 @@ class Entry:
         accepted: Its native id, once the agent says that it has started.
         was_sent: Whether the agent may have heard of it.
         started_s: When (loop time) we heard that it started; 0: long ago, or not yet.
+        missed_s: Since when (loop time) it is known to be over and not told; 0: it is not.
         killed: Whether it was asked to end.
+        due_signal: What it is to be sent as soon as that can be; "": nothing.
         is_over: Whether its end is known; it may still have to be brought home.
         concluded: How it ended, once that is told.
         lock: Held while its files are on their way.
@@ -44,11 +46,13 @@ class Entry:
         "accepted",
         "address",
         "concluded",
+        "due_signal",
         "folder",
         "is_over",
         "job",
         "killed",
         "lock",
+        "missed_s",
         "number",
         "outputs",
         "pid",
@@ -79,7 +83,9 @@ class Entry:
         self.concluded: asyncio.Future[BackendState] = asyncio.get_running_loop().create_future()
         self.was_sent = False
         self.started_s = 0.0
+        self.missed_s = 0.0
         self.killed = False
+        self.due_signal = ""
         self.is_over = False
         self.lock = asyncio.Lock()
         #: What came with its end, by name; and of which of them that is not all.

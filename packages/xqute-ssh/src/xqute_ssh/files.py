@@ -191,11 +191,12 @@ def _read(path: str) -> tuple[bytes, int]:
 
 def _put(sftp: paramiko.SFTPClient, local: str, remote: str) -> bool:
     """Bring one file; False: it failed in a way that only the agent can explain."""
-    part = f"{remote}.xqute-part"
+    there = os.fsencode(remote)
+    part = there + b".xqute-part"
     try:
         sftp.put(local, part, confirm=True)
         sftp.chmod(part, stat.S_IMODE(os.stat(local).st_mode))
-        sftp.posix_rename(part, remote)
+        sftp.posix_rename(part, there)
     except OSError:
         return False
     return True
@@ -203,14 +204,15 @@ def _put(sftp: paramiko.SFTPClient, local: str, remote: str) -> bool:
 
 def _get(sftp: paramiko.SFTPClient, remote: str, local: str, at: int) -> int:
     try:
-        attributes = sftp.stat(remote)
+        there = os.fsencode(remote)
+        attributes = sftp.stat(there)
         if stat.S_ISDIR(attributes.st_mode or 0):
             raise FilesError(f"{remote}: is a folder", is_folder=True)
         size = attributes.st_size or 0
         if size <= at:
             write_at(local, at, b"")
             return size
-        with sftp.open(remote, "rb", _PIECE_BYTES) as file:
+        with sftp.open(there, "rb", _PIECE_BYTES) as file:
             file.seek(at)
             file.prefetch(size)
             while piece := file.read(_PIECE_BYTES):

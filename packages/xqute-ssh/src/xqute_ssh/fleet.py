@@ -89,10 +89,16 @@ class Fleet:
         """
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(host.run()) for host in self.hosts]
+        try:
+            await self._wait_for_one()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _wait_for_one(self) -> None:
         while not any(host.is_usable for host in self.hosts):
             if all(host.trouble is not None for host in self.hosts):
                 words = "\n".join(f"  {host.server.name}: {host.trouble}" for host in self.hosts)
-                await self.close()
                 raise SchedulerError(f"ssh: no server can be used:\n{words}")
             self._room.clear()
             await self._room.wait()
@@ -111,15 +117,18 @@ class Fleet:
         """Give the server that a native id names; None: it is none of these."""
         return self._by_address.get(str(jid).partition("@")[2])
 
-    def room(self, host: Host, forks: int) -> float:
+    def _fullness(self, host: Host, forks: int) -> float:
         """How full a server is: 1 if it can take no more."""
-        slots = host.server.slots or -(-forks // len(self.hosts))
-        return host.load / slots
+        return host.load / (host.server.slots or -(-forks // len(self.hosts)))
 
     async def acquire(self, forks: int, within_s: float) -> Host:
         """Wait for a place and take it, on the server that is least full.
 
         The attempt that has it gives it back, or `give_back`.
+
+        Args:
+            forks: How many jobs may be with all servers together.
+            within_s: Seconds to wait where none can be reached.
 
         Raises:
             AccessError: If no server can be reached within `within_s`.
@@ -128,9 +137,9 @@ class Fleet:
         until_s = loop.time() + within_s
         while True:
             usable = [host for host in self.hosts if host.is_usable]
-            free = [host for host in usable if self.room(host, forks) < 1]
+            free = [host for host in usable if self._fullness(host, forks) < 1]
             if free:
-                host = min(free, key=lambda host: self.room(host, forks))
+                host = min(free, key=lambda host: self._fullness(host, forks))
                 host.load += 1
                 return host
             if usable:

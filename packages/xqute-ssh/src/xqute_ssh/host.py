@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from xqute import Job, JobCause, logger
+from xqute.defaults import SIGNAL_BASE
 from xqute.scheduler import BackendState, Phase
 
 from .access import AccessError, Configuration
@@ -33,6 +35,8 @@ _LASTING_RETRY_S = 60.0
 #: How many running jobs' outputs are looked at in one go.
 _MOST_FOLLOWED = 64
 _CLOCK_OFF_S = 5.0
+#: How long an end may go untold until it is asked for.
+_UNTOLD_S = 5.0
 #: Seconds in which a process may still be about to become the command; until its second TERM.
 _YOUNG_S, _TERM_AGAIN_S = 1.0, 0.2
 
@@ -107,6 +111,8 @@ class Host:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._n_refusals = 0
         self._aside_until_s = 0.0
+        self._unswept: list[Entry] = []
+        self._sweeping = asyncio.Lock()
 
     def __repr__(self) -> str:
         here = "there" if self.link is not None else f"away: {self.trouble}"
@@ -172,7 +178,7 @@ class Host:
         self.files = Files(link, self._executor, self.ask)
         self.trouble = None
         self._n_refusals, self._aside_until_s = 0, 0.0
-        following = self._spawn(self._follow()) if self.is_staged else None
+        stop_following = self._spawn(self._follow()) if self.is_staged else None
         try:
             self._resume()
             self.tried.set()
@@ -183,8 +189,8 @@ class Host:
             logger.warning("ssh: server %r: %s; %d jobs wait for it", self.server.name, why, n_jobs)
         finally:
             self.link = self.files = None
-            if following is not None:
-                following.cancel()
+            if stop_following is not None:
+                stop_following()
             questions, self._questions = self._questions, {}
             for future, _ in questions.values():
                 if not future.done():
@@ -226,12 +232,15 @@ class Host:
                 self._send_start(entry)
         if adopted:
             self._send("adopt", *adopted)
+        if any(entry.due_signal for entry in self.entries.values()):
+            self._spawn(self._send_signals())
 
-    def _spawn(self, work: Any) -> asyncio.Task[Any]:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> Callable[[], object]:
+        """Have something done beside; give what cancels it."""
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._on_task_done)
-        return task
+        return task.cancel
 
     def _on_task_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
@@ -287,28 +296,42 @@ class Host:
         return [event.words[1:] for event in events if event.kind == "state"]
 
     async def kill(self, signal: str, entries: Sequence[Entry]) -> None:
-        """Send a signal to attempts, in one round trip.
+        """Send a signal to attempts, in one round trip; also with what else is asked for just now.
 
-        A bash that has just forked forgets a signal that comes before it has put back its handlers,
-        so that a command so young may not have seen TERM. It gets another one.
+        If there is no connection, the next one sends it. A bash that has just forked forgets a
+        signal that comes before it has put back its handlers, so that a command so young may not
+        have seen TERM. It gets another one.
 
         Raises:
             LinkError: If there is no connection, or it is lost.
         """
-        await self._signal(signal, entries)
+        for entry in entries:
+            entry.due_signal = signal
+        await self._send_signals()
         now_s = self._loop.time()
         young = [entry for entry in entries if now_s - entry.started_s < _YOUNG_S]
         if young and signal == "TERM":
             self._loop.call_later(_TERM_AGAIN_S, self._terminate_again, young)
 
-    async def _signal(self, signal: str, entries: Sequence[Entry]) -> None:
-        words = [word for entry in entries for word in (entry.pid or "-", entry.ticks)]
-        await self.ask(lambda number: build_call("kill", number, signal, *words))
+    async def _send_signals(self) -> None:
+        """Send what signals are due."""
+        await asyncio.sleep(0)  # who kills many one by one does so in one turn of the loop
+        due: defaultdict[str, list[Entry]] = defaultdict(list)
+        for entry in self.entries.values():
+            if entry.due_signal and entry.pid is not None and not entry.is_over:
+                due[entry.due_signal].append(entry)
+        for signal, entries in due.items():
+            words = [word for entry in entries for word in (entry.pid, entry.ticks)]
+            if self.link is not None:
+                for entry in entries:
+                    entry.due_signal = ""
+            await self.ask(partial(_build_kill, signal, words))
 
     def _terminate_again(self, entries: Sequence[Entry]) -> None:
-        left = [entry for entry in entries if not entry.is_over]
-        if left and self.link is not None:
-            self._spawn(self._signal("TERM", left))
+        for entry in entries:
+            entry.due_signal = entry.due_signal or "TERM"
+        if self.link is not None:
+            self._spawn(self._send_signals())
 
     async def revoke(self, attempts: Iterable[tuple[str, str]]) -> bool:
         """See that attempts, a folder and a tag each, never start; False: one may have.
@@ -379,6 +402,14 @@ class Host:
         self.load += 1
         self.attend(entry)
 
+    def miss(self, entry: Entry) -> None:
+        """An attempt is over, as its files say, and that was not told: have it told by another."""
+        now_s = self._loop.time()
+        entry.missed_s = entry.missed_s or now_s
+        if now_s - entry.missed_s > _UNTOLD_S:
+            entry.missed_s = now_s
+            self.attend(entry)
+
     def attend(self, entry: Entry) -> None:
         """Have the agent tell the end of an attempt that it did not start itself."""
         if self.link is not None:
@@ -431,7 +462,7 @@ class Host:
         entry.is_over = True
         if not entry.accepted.done():
             entry.accepted.set_result(entry.jid)
-        if entry.staged or (entry.killed and entry.pid is not None):
+        if entry.staged or _is_to_be_swept(entry, words):
             self._spawn(self._bring_home(entry, words))
         else:
             self._conclude(entry, self.state_of(words))
@@ -460,8 +491,8 @@ class Host:
         state = self.state_of(words)
         while True:
             try:
-                if entry.killed and entry.pid is not None:
-                    await self._sweep(entry.pid)
+                if _is_to_be_swept(entry, words):
+                    await self._sweep(entry)
                 if entry.staged:
                     problem = await self._fetch_all(entry)
                     if problem and state.rc == 0:
@@ -471,8 +502,14 @@ class Host:
                 await self._wait_for_link()
         self._conclude(entry, state)
 
-    async def _sweep(self, pid: int) -> None:
-        await self.ask(lambda number: build_call("sweep", number, pid))
+    async def _sweep(self, entry: Entry) -> None:
+        """End what is left of an attempt's session, together with those that end meanwhile."""
+        self._unswept.append(entry)
+        async with self._sweeping:
+            entries, self._unswept = self._unswept, []
+            if entries:
+                pids = [entry.pid for entry in entries]
+                await self.ask(lambda number: build_call("sweep", number, *pids))
 
     async def _wait_for_link(self) -> None:
         while self.link is None:
@@ -524,13 +561,15 @@ class Host:
             files = self.files
             for entry in random.sample(running, min(len(running), _MOST_FOLLOWED)):
                 async with entry.lock:
-                    for name in ("start", "stdout", "stderr"):
-                        if entry.is_over or files is None:
-                            break
+                    if not entry.is_over and files is not None:
                         with suppress(FilesError, LinkError, OSError):
-                            await files.follow(
-                                entry.remote(name), entry.local(name), entry.size(name)
-                            )
+                            await self._follow_one(files, entry)
+
+    async def _follow_one(self, files: Files, entry: Entry) -> None:
+        for name in ("start", "stdout", "stderr"):
+            await files.follow(entry.remote(name), entry.local(name), entry.size(name))
+            if not entry.size("start"):
+                return  # what is there may be of another attempt
 
     def _conclude(self, entry: Entry, state: BackendState) -> None:
         self.forget(entry)
@@ -551,7 +590,9 @@ class Host:
         self._report(entry.job, state._replace(jid=entry.accepted.result()))
 
     def note_refusal(self, words: str) -> None:
-        """It has refused a job; one that does so again and again is set aside for a while."""
+        """It has refused a job: it is set aside for a while, longer each time."""
+        if self._loop.time() < self._aside_until_s:
+            return  # one that was on its way already
         self._n_refusals += 1
         wait_s = min(_FIRST_RETRY_S * 2.0**self._n_refusals, _LASTING_RETRY_S)
         self._aside_until_s = self._loop.time() + wait_s
@@ -566,6 +607,16 @@ class Host:
     def note_success(self) -> None:
         """It has taken a job."""
         self._n_refusals = 0
+
+
+def _is_to_be_swept(entry: Entry, words: Sequence[str]) -> bool:
+    """Whether an attempt may have left processes: it was killed, or died of a signal."""
+    died = words[0] == "ended" and words[1].isdigit() and int(words[1]) > SIGNAL_BASE
+    return entry.pid is not None and (entry.killed or died)
+
+
+def _build_kill(signal: str, words: Sequence[object], number: int) -> str:
+    return build_call("kill", number, signal, *words)
 
 
 def _close_unwanted(opening: asyncio.Future[Link]) -> None:

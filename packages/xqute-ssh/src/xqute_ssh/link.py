@@ -102,7 +102,7 @@ class Link:
             raise AccessError(f"{server.address}: {exc}", lasting=exc.lasting) from exc
         except (paramiko.SSHException, ProtocolError, OSError, EOFError) as exc:
             client.close()
-            words = f"{server.address}: no agent could be started: {exc or type(exc).__name__}"
+            words = f"{server.address}: no agent could be started: {_words_of(exc)}"
             raise AccessError(words, lasting=False) from exc
         except BaseException:
             client.close()
@@ -139,7 +139,7 @@ class Link:
         except ProtocolError as exc:
             why = f"its agent is out of order: {exc}"
         except (OSError, EOFError, paramiko.SSHException) as exc:
-            why = f"the connection was lost: {exc or type(exc).__name__}"
+            why = f"the connection was lost: {_words_of(exc)}"
         self._frames.put(None)
         on_lost(why)
 
@@ -186,6 +186,10 @@ class Link:
                     # One session is all it allows, or it has no such subsystem.
                     self._has_no_sftp = True
             return self._sftp
+
+
+def _words_of(exc: Exception) -> str:
+    return str(exc) or type(exc).__name__
 
 
 class _Beginning:

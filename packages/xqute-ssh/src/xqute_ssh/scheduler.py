@@ -29,6 +29,7 @@ __all__ = ["SshScheduler"]
 
 #: How long a submission waits for any server to come back before the run is told to hold others.
 _PATIENCE_S = 30.0
+_NO_LIMIT = 1 << 30
 #: A script longer than this goes as a file.
 _LONG_SCRIPT_BYTES = 65536
 
@@ -100,17 +101,20 @@ class SshScheduler(Scheduler):
         await self._get_fleet()
 
     async def _get_fleet(self) -> Fleet:
-        if self._fleet is None:
-            if self._starting is None:
-                self._starting = asyncio.get_running_loop().create_task(self._start())
-            try:
-                self._fleet = await asyncio.shield(self._starting)
-            finally:
-                if self._starting is not None and self._starting.done():
-                    self._starting = None
-        return self._fleet
+        if self._fleet is not None:
+            return self._fleet
+        if self._starting is None:
+            self._starting = asyncio.get_running_loop().create_task(self._start())
+        return await asyncio.shield(self._starting)
 
     async def _start(self) -> Fleet:
+        try:
+            self._fleet = await self._open_fleet()
+        finally:
+            self._starting = None
+        return self._fleet
+
+    async def _open_fleet(self) -> Fleet:
         # The SSH library takes a fifth of a second to import.
         await asyncio.to_thread(importlib.import_module, f"{__package__}.fleet")
         from .access import AccessError
@@ -144,6 +148,9 @@ class SshScheduler(Scheduler):
 
     async def close(self) -> None:
         """End the connections. Jobs run on."""
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.wait([self._starting])
         fleet, self._fleet = self._fleet, None
         self._report = None
         self._entries.clear()
@@ -179,9 +186,11 @@ class SshScheduler(Scheduler):
 
         fleet = await self._get_fleet()
         script = self.wrapped_job_script(job)
+        # Without a run, nobody but the caller counts.
+        forks = self.forks if self.driver is not None else _NO_LIMIT
         while True:
             try:
-                host = await fleet.acquire(self.forks, _PATIENCE_S)
+                host = await fleet.acquire(forks, _PATIENCE_S)
             except AccessError as exc:
                 raise SubmitError(str(exc), transient=True) from exc
             try:
@@ -340,14 +349,14 @@ class SshScheduler(Scheduler):
 
     async def _judge(self, host: Host, entry: Entry, words: list[str]) -> BackendState:
         """Make a state of what the agent says of an attempt."""
+        if entry.concluded.done():
+            return entry.concluded.result()  # it was told meanwhile
         state = host.state_of(words)
-        is_ours = self._entries.get(entry.job) is entry
-        if is_ours and state.phase is not Phase.RUNNING:
-            # Its end was not heard: it is just being told, or who waited for it is dead.
-            host.attend(entry)
+        if entry.accepted.done():
+            if state.phase is not Phase.RUNNING:
+                # Its end is just being told; or who was to tell it is dead.
+                host.miss(entry)
             return BackendState(Phase.RUNNING)
-        if is_ours:
-            return state
         if state.phase is Phase.RUNNING:
             entry.set_process(words[1], words[2])
         is_home = not entry.staged or entry.is_home
