@@ -48,6 +48,7 @@ DISTRIBUTIONS = [
         schedulers=frozenset({"container"}),
         sdks=frozenset({"docker"}),
     ),
+    Row("xqute-ssh", "xqute_ssh", schedulers=frozenset({"ssh"}), sdks=frozenset({"paramiko"})),
 ]
 
 

@@ -1,0 +1,117 @@
+"""Jobs of `true` over two private SSH servers: this backend, and GNU parallel with ControlMaster.
+
+    python benchmarks/ssh.py [--jobs 1000] [--forks 8] [--rounds 3]
+
+Both get the same servers (sshd on loopback), the same number of jobs at once, and do the same in
+turns; the median round of each is told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+SERVICE = Path(__file__).resolve().parents[1] / "tests" / "services" / "ssh" / "sshd.py"
+
+DRIVER = """
+import json, sys, time
+import xqute
+task = json.loads(sys.argv[1])
+began = time.perf_counter()
+jobs = xqute.run([["true"]] * task["n"], scheduler="ssh", **task["keywords"])
+took = time.perf_counter() - began
+assert all(job.rc == 0 for job in jobs)
+print(took)
+"""
+
+
+def load_service():
+    """Import the module that starts servers."""
+    spec = importlib.util.spec_from_file_location("sshd", SERVICE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_xqute(servers, n, forks, folder):
+    """Give the seconds that a run takes, connecting included."""
+    import json
+
+    options = {server.name: server.options() for server in servers}
+    keywords = {"workdir": str(folder), "forks": forks, "scheduler_opts": {"servers": options}}
+    argv = [sys.executable, "-c", DRIVER, json.dumps({"n": n, "keywords": keywords})]
+    done = subprocess.run(argv, check=True, capture_output=True, text=True)
+    return float(done.stdout)
+
+
+def run_parallel(servers, n, forks, folder):
+    """Give the seconds that GNU parallel takes, with connections that are there already."""
+    folder.mkdir()
+    config = folder / "config"
+    config.write_text(
+        "".join(
+            f"Host {server.name}\n  HostName {server.address}\n  Port {server.port}\n"
+            f"  IdentityFile {server.keys.user}\n  UserKnownHostsFile {server.keys.known_hosts}\n"
+            f"  ControlMaster auto\n  ControlPath {folder}/%n\n  ControlPersist 60\n"
+            for server in servers
+        )
+    )
+    names = [server.name for server in servers]
+    ssh = f"ssh -F {config}"
+    for name in names:
+        subprocess.run([*ssh.split(), name, "true"], check=True)
+    logins = ",".join(f"{forks // len(names)}/{name}" for name in names)
+    argv = ["parallel", "--will-cite", "--sshlogin", logins, "--ssh", ssh, "true", ":::"]
+    began = time.perf_counter()
+    environment = {**os.environ, "PARALLEL_SSH": ssh}
+    subprocess.run([*argv, *map(str, range(n))], check=True, env=environment)
+    took_s = time.perf_counter() - began
+    for name in names:
+        subprocess.run([*ssh.split(), "-O", "exit", name], check=True, capture_output=True)
+    return took_s
+
+
+def main():
+    """Measure both in turns, and print the medians."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--jobs", type=int, default=1000)
+    parser.add_argument("--forks", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    service = load_service()
+    with tempfile.TemporaryDirectory(prefix="xqute-ssh-") as name:
+        folder = Path(name)
+        keys = service.Keys(folder / "keys")
+        servers = [service.Sshd(keys, name, max_sessions=100) for name in ("east", "west")]
+        try:
+            for server in servers:
+                server.start()
+            measure(servers, arguments, folder)
+        finally:
+            for server in servers:
+                server.stop()
+
+
+def measure(servers, arguments, folder):
+    """Run both, in turns."""
+    n, forks = arguments.jobs, arguments.forks
+    rates = {"xqute": [], "parallel": []}
+    for number in range(arguments.rounds):
+        rates["xqute"].append(n / run_xqute(servers, n, forks, folder / f"x{number}"))
+        rates["parallel"].append(n / run_parallel(servers, n, forks, folder / f"p{number}"))
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    for name, rate in medians.items():
+        spread = f"{min(rates[name]):.0f} to {max(rates[name]):.0f}"
+        print(f"{name:10} {rate:6.0f} jobs/s (of {arguments.rounds} rounds, {spread})")
+    print(f"ratio      {medians['xqute'] / medians['parallel']:6.1f}")
+
+
+if __name__ == "__main__":
+    main()
