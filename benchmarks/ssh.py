@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import os
 import statistics
 import subprocess
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 SERVICE = Path(__file__).resolve().parents[1] / "tests" / "services" / "ssh" / "sshd.py"
 
@@ -32,18 +34,18 @@ print(took)
 """
 
 
-def load_service():
+def load_service() -> Any:
     """Import the module that starts servers."""
     spec = importlib.util.spec_from_file_location("sshd", SERVICE)
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def run_xqute(servers, n, forks, folder):
+def run_xqute(servers: list[Any], n: int, forks: int, folder: Path) -> float:
     """Give the seconds that a run takes, connecting included."""
-    import json
-
     options = {server.name: server.options() for server in servers}
     keywords = {"workdir": str(folder), "forks": forks, "scheduler_opts": {"servers": options}}
     argv = [sys.executable, "-c", DRIVER, json.dumps({"n": n, "keywords": keywords})]
@@ -51,7 +53,7 @@ def run_xqute(servers, n, forks, folder):
     return float(done.stdout)
 
 
-def run_parallel(servers, n, forks, folder):
+def run_parallel(servers: list[Any], n: int, forks: int, folder: Path) -> float:
     """Give the seconds that GNU parallel takes, with connections that are there already."""
     folder.mkdir()
     config = folder / "config"
@@ -78,9 +80,9 @@ def run_parallel(servers, n, forks, folder):
     return took_s
 
 
-def main():
+def main() -> None:
     """Measure both in turns, and print the medians."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Jobs of `true` over two SSH servers")
     parser.add_argument("--jobs", type=int, default=1000)
     parser.add_argument("--forks", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
@@ -99,10 +101,10 @@ def main():
                 server.stop()
 
 
-def measure(servers, arguments, folder):
+def measure(servers: list[Any], arguments: argparse.Namespace, folder: Path) -> None:
     """Run both, in turns."""
     n, forks = arguments.jobs, arguments.forks
-    rates = {"xqute": [], "parallel": []}
+    rates: dict[str, list[float]] = {"xqute": [], "parallel": []}
     for number in range(arguments.rounds):
         rates["xqute"].append(n / run_xqute(servers, n, forks, folder / f"x{number}"))
         rates["parallel"].append(n / run_parallel(servers, n, forks, folder / f"p{number}"))

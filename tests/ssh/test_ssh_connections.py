@@ -475,3 +475,37 @@ async def test_the_end_of_a_job_is_heard_of_within_20_ms(servers, tmp_path):
         for _ in range(40):
             await xq.feed("true")
     assert sorted(hears.delays_s)[20] <= 0.020
+
+
+# --- resources ----------------------------------------------------------------------------------
+
+
+async def test_jobs_that_need_all_cores_run_one_at_a_time_per_server(servers, tmp_path):
+    n_cpus = len(os.sched_getaffinity(0))
+    options = {name: servers[name].options() for name in ("a", "b")}
+    # Which server it is, its connection says.
+    alone = f"{tmp_path}/alone-${{SSH_CONNECTION##* }}"
+    async with Xqute("ssh", workdir=tmp_path, forks=8, scheduler_opts={"servers": options}) as xq:
+        for _ in range(6):
+            script = f'mkdir "{alone}" && sleep 0.1 && rmdir "{alone}"'
+            await xq.feed(bash(script), resources={"cpus": n_cpus})
+        small = await xq.feed("true")
+        greedy = await xq.feed("true", resources={"cpus": n_cpus + 1000})
+        queued = await xq.feed("true", resources={"queue": "long"})
+    assert [job.rc for job in xq.jobs[:6]] == [0] * 6
+    assert small.outcome == JobOutcome.SUCCEEDED
+    assert (greedy.outcome, queued.outcome) == (JobOutcome.SUBMIT_FAILED,) * 2
+    assert "no server has as much" in greedy.reason
+    assert "queue means nothing" in queued.reason
+
+
+async def test_graphics_processors_are_given_to_one_job_each(own_sshd, tmp_path):
+    server = own_sshd("gpus", lines=("SetEnv CUDA_VISIBLE_DEVICES=3,5",))
+    opts = {"servers": {"box": server.options()}}
+    async with Xqute("ssh", workdir=tmp_path, forks=4, scheduler_opts=opts) as xq:
+        script = f"mkdir {tmp_path}/gpu-$CUDA_VISIBLE_DEVICES && sleep 0.1 && "
+        script += f"rmdir {tmp_path}/gpu-$CUDA_VISIBLE_DEVICES && echo $CUDA_VISIBLE_DEVICES"
+        for _ in range(6):
+            await xq.feed(bash(script), resources={"gpus": 1})
+    assert [job.rc for job in xq.jobs] == [0] * 6
+    assert {job.stdout_file.read_text() for job in xq.jobs} == {"3\n", "5\n"}

@@ -363,7 +363,28 @@ xq_setup() { # NUMBER EPOCH FILE DIR PROBE
     xq_read_stat "$$"
     xq_write "$3" "$2 $$ ${xq_stat[19]:--} $xq_boot" || { xq_refuse "$1" xq_write "$3" "$2"; return; }
     if [[ $now ]]; then now=${now//[!0-9]/}; else printf -v now '%(%s)T000000' -1; fi
-    xq_say "hello $1 $host $xq_boot ${now%???} $shared $(xq_kills_at_logout)"
+    xq_say "hello $1 $host $xq_boot ${now%???} $shared $(xq_kills_at_logout) $(xq_describe)"
+}
+
+# What there is for jobs: processor cores, memory in MiB, ids of graphics processors; "-": not known, or none.
+xq_describe() {
+    local name value cpus=0 memory=- limit='' part gpus=${CUDA_VISIBLE_DEVICES-} parts
+    while IFS=$':\t ' read -r name value; do
+        if [[ $name == Cpus_allowed_list ]]; then
+            IFS=, read -r -a parts <<<"$value"
+            for part in "${parts[@]}"; do cpus=$((cpus + ${part#*-} - ${part%-*} + 1)); done
+        fi
+    done <"/proc/$$/status"
+    while IFS=$': ' read -r name value _; do
+        if [[ $name == MemTotal ]]; then memory=$((value / 1024)); fi
+    done </proc/meminfo
+    read -r limit </sys/fs/cgroup/memory.max
+    if [[ $limit == +([0-9]) ]] && ((limit / 1048576 < memory)); then memory=$((limit / 1048576)); fi
+    if [[ ! ${CUDA_VISIBLE_DEVICES+x} ]]; then
+        for name in /dev/nvidia+([0-9]); do gpus+=${gpus:+,}${name#/dev/nvidia}; done
+    fi
+    if [[ ! $gpus || $gpus == -1 ]]; then gpus=-; fi
+    printf '%s %s %s' "$cpus" "$memory" "${gpus//[[:space:]]/}"
 }
 
 # Whether logind kills what a user leaves running: yes or no.

@@ -7,11 +7,13 @@ import secrets
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-from xqute.errors import SchedulerError
+from xqute import Job, Resources
+from xqute.errors import ConfigError, SchedulerError
 
 from .access import AccessError, Configuration
 from .host import Host, Report
 from .link import Setup
+from .machine import Holding
 from .options import Server
 
 __all__ = ["Fleet"]
@@ -121,16 +123,21 @@ class Fleet:
         """How full a server is: 1 if it can take no more."""
         return host.load / (host.server.slots or -(-forks // len(self.hosts)))
 
-    async def acquire(self, forks: int, within_s: float) -> Host:
+    async def acquire(
+        self, job: Job, wanted: Resources | None, forks: int, within_s: float
+    ) -> Host:
         """Wait for a place and take it, on the server that is least full.
 
-        The attempt that has it gives it back, or `give_back`.
+        It is given back by `Host.free_place`.
 
         Args:
+            job: For whom; it is told its graphics processors.
+            wanted: What it asks for; None: nothing in particular.
             forks: How many jobs may be with all servers together.
             within_s: Seconds to wait where none can be reached.
 
         Raises:
+            ConfigError: If no server has as much as it asks for.
             AccessError: If no server can be reached within `within_s`.
         """
         loop = asyncio.get_running_loop()
@@ -138,10 +145,13 @@ class Fleet:
         while True:
             usable = [host for host in self.hosts if host.is_usable]
             free = [host for host in usable if self._fullness(host, forks) < 1]
-            if free:
-                host = min(free, key=lambda host: self._fullness(host, forks))
-                host.load += 1
+            fitting = [host for host in free if host.try_fit(wanted) is not None]
+            if fitting:
+                host = min(fitting, key=lambda host: self._fullness(host, forks))
+                self._take(host, job, wanted)
                 return host
+            if wanted is not None:
+                self._check_possible(wanted)
             if usable:
                 until_s = loop.time() + within_s
             elif loop.time() >= until_s:
@@ -153,10 +163,17 @@ class Fleet:
             except TimeoutError:
                 continue
 
-    def give_back(self, host: Host) -> None:
-        """Give a place back that was not used."""
-        host.load -= 1
-        self._room.set()
+    @staticmethod
+    def _take(host: Host, job: Job, wanted: Resources | None) -> None:
+        host.load += 1
+        if wanted is not None:
+            job.gpus = host.try_fit(wanted) or ()
+            host.held[job] = Holding(wanted, job.gpus)
+
+    def _check_possible(self, wanted: Resources) -> None:
+        machines = [host.machine for host in self.hosts]
+        if not any(machine is None or machine.fit(wanted, ()) is not None for machine in machines):
+            raise ConfigError(f"no server has as much as is asked for: {wanted}")
 
     def _troubles(self) -> str:
         troubles = [str(host.trouble or f"{host.server.name}: set aside") for host in self.hosts]

@@ -12,7 +12,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from xqute import Job, JobCause, logger
+from xqute import Job, JobCause, Resources, logger
 from xqute.defaults import SIGNAL_BASE
 from xqute.scheduler import BackendState, Phase
 
@@ -21,6 +21,7 @@ from .commands import build_call
 from .entry import MIRRORED, Entry
 from .files import Files, FilesError
 from .link import Link, LinkError, Setup
+from .machine import Holding, Machine
 from .options import Server
 from .parse import Event, Greeting
 from .staging import Transfer, mirror_end, mirror_start, return_lease, take_lease
@@ -71,6 +72,7 @@ class Host:
 
     Attributes:
         load: How many places are taken.
+        held: What jobs hold that are said to need something.
         link: The connection; None: there is none.
         trouble: Why not.
         tried: Set once it is known whether it can be reached.
@@ -90,6 +92,7 @@ class Host:
     ) -> None:
         self.server = server
         self.load = 0
+        self.held: dict[Job, Holding] = {}
         self.link: Link | None = None
         self.files: Files | None = None
         self.trouble: AccessError | None = None
@@ -127,6 +130,17 @@ class Host:
     def is_staged(self) -> bool:
         """Whether its jobs have a workdir of their own there; as its last greeting said."""
         return self._last is not None and not self._last.shared
+
+    def try_fit(self, wanted: Resources | None) -> tuple[str, ...] | None:
+        """Give the graphics processors that a job would get; None: there is no room for it."""
+        if wanted is None:
+            return ()
+        return self.machine.fit(wanted, self.held.values()) if self.machine is not None else None
+
+    @property
+    def machine(self) -> Machine | None:
+        """What it has for jobs, as its last greeting said."""
+        return None if self._last is None else self._last.machine
 
     # --- the connection ------------------------------------------------------------------------
 
@@ -370,7 +384,7 @@ class Host:
                 return await asyncio.shield(entry.accepted)
         finally:
             if not entry.was_sent:
-                self._free_place()
+                self.free_place(entry.job)
 
     def give_up(self, entry: Entry, why: str) -> None:
         """An attempt that was sent, and not acknowledged, is lost: wait for it no longer."""
@@ -580,10 +594,12 @@ class Host:
     def forget(self, entry: Entry) -> None:
         """Give its place to another."""
         if self.entries.pop(entry.number, None) is not None:
-            self._free_place()
+            self.free_place(entry.job)
 
-    def _free_place(self) -> None:
+    def free_place(self, job: Job) -> None:
+        """Give back what a job had."""
         self.load -= 1
+        self.held.pop(job, None)
         self._changed()
 
     def _tell(self, entry: Entry, state: BackendState) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from .machine import Machine
+
 __all__ = ["Event", "Events", "Greeting", "ProtocolError", "parse_greeting", "unescape"]
 
 _LINE = re.compile(rb"@([1-9][0-9]{0,3}) ([a-z]+) ([0-9]+)(?: (.*))?", re.DOTALL)
@@ -12,6 +14,8 @@ _ESCAPE = re.compile(rb"\\([\\n0])")
 _MEANING = {b"\\": b"\\", b"n": b"\n", b"0": b"\0"}
 #: An agent never says a longer line.
 _LONGEST_LINE = 1024
+#: Of a greeting.
+_N_WORDS = 8
 
 
 class ProtocolError(Exception):
@@ -76,6 +80,7 @@ class Greeting(NamedTuple):
         epoch_ms: Its clock.
         shared: Whether it sees the driver's workdir.
         kills_at_logout: Whether it is set up to kill what users leave running.
+        machine: What it has for jobs.
     """
 
     host: str
@@ -83,6 +88,7 @@ class Greeting(NamedTuple):
     epoch_ms: int
     shared: bool
     kills_at_logout: bool
+    machine: Machine
 
 
 def parse_greeting(event: Event) -> Greeting:
@@ -92,7 +98,12 @@ def parse_greeting(event: Event) -> Greeting:
         ProtocolError: If it is none.
     """
     words = event.words
-    if event.kind != "hello" or len(words) != len(Greeting._fields) or not words[2].isdigit():
+    if event.kind != "hello" or len(words) != _N_WORDS or not words[2].isdigit():
         raise ProtocolError(f"this is no greeting: {event}")
-    host, boot_id, epoch_ms, shared, kills = words
-    return Greeting(host, boot_id, int(epoch_ms), shared == "yes", kills == "yes")
+    host, boot_id, epoch_ms, shared, kills, cpus, memory_mib, gpus = words
+    machine = Machine(
+        int(cpus) if cpus.isdigit() and int(cpus) else 1,
+        int(memory_mib) if memory_mib.isdigit() else None,
+        () if gpus == "-" else tuple(filter(None, gpus.split(","))),
+    )
+    return Greeting(host, boot_id, int(epoch_ms), shared == "yes", kills == "yes", machine)

@@ -13,10 +13,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from xqute import Job, Scheduler, logger
-from xqute.errors import SchedulerError, SubmitError, XquteWarning
-from xqute.path import SpecPath
+from xqute.errors import ConfigError, SchedulerError, SubmitError, XquteWarning
 from xqute.scheduler import BackendState, Phase
 
+from .machine import impossible
 from .options import LATER_KEYWORDS, parse_servers
 
 if TYPE_CHECKING:
@@ -170,6 +170,14 @@ class SshScheduler(Scheduler):
         if self._report is not None:
             self._report(job, state)
 
+    def timeout_of(self, job: Job) -> float:
+        """Give the seconds until a job is ended: its timeout, or its walltime if that is less."""
+        timeout_s = super().timeout_of(job)
+        if self.resources is None and job.resources is None:
+            return timeout_s
+        walltime_s = self.resources_of(job).walltime_s
+        return min(timeout_s or walltime_s, walltime_s) if walltime_s else timeout_s
+
     # --- submission ----------------------------------------------------------------------------
 
     async def submit_job(self, job: Job) -> int | str:
@@ -179,43 +187,59 @@ class SshScheduler(Scheduler):
             SubmitError: If it was not started, and never will be by this.
             InvalidJobError: If its inputs or outputs make no sense.
         """
-        from .access import AccessError
-        from .files import FilesError
         from .host import RefusedError
         from .link import LinkError
 
         fleet = await self._get_fleet()
-        script = self.wrapped_job_script(job)
+        while True:
+            host = await self._acquire(fleet, job)
+            try:
+                entry = await self._prepare(host, job)
+            except BaseException as exc:
+                host.free_place(job)
+                if not isinstance(exc, LinkError | RefusedError):
+                    raise
+                failure: Exception = exc
+            else:
+                try:
+                    return await self._send(host, entry)
+                except (LinkError, RefusedError) as exc:
+                    failure = exc
+            # Where there is no connection, nothing was sent. In either case: to another one.
+            if isinstance(failure, RefusedError):
+                host.note_refusal(str(failure))
+
+    async def _acquire(self, fleet: Fleet, job: Job) -> Host:
+        """Wait for a place on a server that has what the job asks for."""
+        from .access import AccessError
+
+        wanted = None
+        if not (self.resources is None and job.resources is None):
+            wanted = self.resources_of(job)
+            if why := impossible(wanted):
+                raise SubmitError(why)
         # Without a run, nobody but the caller counts.
         forks = self.forks if self.driver is not None else _NO_LIMIT
-        while True:
-            try:
-                host = await fleet.acquire(forks, _PATIENCE_S)
-            except AccessError as exc:
-                raise SubmitError(str(exc), transient=True) from exc
-            try:
-                entry = await self._prepare(host, job, script)
-            except BaseException as exc:
-                fleet.give_back(host)
-                if isinstance(exc, LinkError):
-                    continue
-                if not isinstance(exc, FilesError):
-                    raise
-                if exc.is_local:
-                    raise SubmitError(f"An input cannot be brought: {exc}") from exc
-                host.note_refusal(str(exc))
-                continue
-            try:
-                return await self._send(host, entry)
-            except LinkError:
-                continue  # nothing was sent: to another one
-            except RefusedError as exc:
-                host.note_refusal(str(exc))
+        try:
+            return await fleet.acquire(job, wanted, forks, _PATIENCE_S)
+        except AccessError as exc:
+            raise SubmitError(str(exc), transient=True) from exc
+        except ConfigError as exc:
+            raise SubmitError(str(exc)) from exc
 
-    async def _prepare(self, host: Host, job: Job, script: SpecPath) -> Entry:
-        """Make an attempt ready to be sent, its inputs brought."""
+    async def _prepare(self, host: Host, job: Job) -> Entry:
+        """Make an attempt ready to be sent, its inputs brought.
+
+        Raises:
+            SubmitError: If an input is missing here.
+            RefusedError: If the server does not take them.
+            LinkError: If the connection is lost.
+        """
+        from .files import FilesError
+        from .host import RefusedError
         from .staging import Transfer
 
+        script = self.wrapped_job_script(job)
         entry = self._make_entry(host, job)
         entry.remote_script = str(script.mounted)
         entry.staged = host.is_staged
@@ -228,8 +252,13 @@ class SshScheduler(Scheduler):
             inputs.append(Transfer(str(script), entry.remote_script))
         else:
             entry.script = text
-        for transfer in inputs:
-            await host.bring(transfer)
+        try:
+            for transfer in inputs:
+                await host.bring(transfer)
+        except FilesError as exc:
+            if exc.is_local:
+                raise SubmitError(f"An input cannot be brought: {exc}") from exc
+            raise RefusedError(str(exc)) from exc
         return entry
 
     def _plan(self, entry: Entry, paths: Sequence[str | os.PathLike[str]]) -> list[Transfer]:
