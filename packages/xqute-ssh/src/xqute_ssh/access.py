@@ -8,7 +8,7 @@ import logging
 import os
 import shlex
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -79,8 +79,12 @@ class Configuration:
         return config
 
 
-def connect(server: Server, configuration: Configuration) -> paramiko.SSHClient:
-    """Connect and log in; blocks.
+def connect(
+    server: Server, configuration: Configuration
+) -> tuple[paramiko.SSHClient, Callable[[], None]]:
+    """Connect and log in; give the connection, and what closes it with all that it goes through.
+
+    Blocks.
 
     Args:
         server: The server, complete.
@@ -94,8 +98,7 @@ def connect(server: Server, configuration: Configuration) -> paramiko.SSHClient:
             client = _connect(server, configuration, opened, _MOST_JUMPS)
         except AccessError as exc:
             raise AccessError(f"{server.address}: {exc}", lasting=exc.lasting) from exc
-        opened.pop_all()
-    return client
+        return client, opened.pop_all().close
 
 
 def _connect(
@@ -207,7 +210,9 @@ def _load_key(server: Server) -> paramiko.PKey | None:
         return None
     where = f"the key file {server.keyfile}"
     try:
-        return paramiko.PKey.from_path(server.keyfile, server.passphrase)
+        # Bytes, whatever its annotations say.
+        password: Any = server.passphrase.encode() if server.passphrase else None
+        return paramiko.PKey.from_path(server.keyfile, password)
     except FileNotFoundError as exc:
         raise AccessError(f"{where} is not there", lasting=True) from exc
     except paramiko.PasswordRequiredException as exc:

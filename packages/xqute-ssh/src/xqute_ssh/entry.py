@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+from typing import TYPE_CHECKING
 
 from xqute import Job
 from xqute.scheduler import BackendState
 
 from .parse import Event, unescape
 from .staging import Transfer
+
+if TYPE_CHECKING:
+    from .host import Host
 
 __all__ = ["MIRRORED", "Entry"]
 
@@ -29,7 +33,7 @@ class Entry:
         remote_script: Where its script is, there.
         script: Its text, if the agent is to write it.
         outputs: What is to be fetched when it has ended.
-        address: Of the server.
+        host: Where it is.
         pid: Of its wrapper; None: not known (yet). Likewise `ticks`, when that began.
         accepted: Its native id, once the agent says that it has started.
         was_sent: Whether the agent may have heard of it.
@@ -44,10 +48,10 @@ class Entry:
 
     __slots__ = (
         "accepted",
-        "address",
         "concluded",
         "due_signal",
         "folder",
+        "host",
         "is_over",
         "job",
         "killed",
@@ -67,12 +71,12 @@ class Entry:
         "was_sent",
     )
 
-    def __init__(self, number: int, job: Job, tag: str, folder: str, address: str) -> None:
+    def __init__(self, number: int, job: Job, tag: str, folder: str, host: Host) -> None:
         self.number = number
         self.job = job
         self.tag = tag
         self.folder = folder
-        self.address = address
+        self.host = host
         self.staged = False
         self.remote_script = ""
         self.script: str | None = None
@@ -80,6 +84,8 @@ class Entry:
         self.pid: int | None = None
         self.ticks = "-"
         self.accepted: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        # Who waited for it may have been told to stop.
+        self.accepted.add_done_callback(lambda future: future.exception())
         self.concluded: asyncio.Future[BackendState] = asyncio.get_running_loop().create_future()
         self.was_sent = False
         self.started_s = 0.0
@@ -93,12 +99,12 @@ class Entry:
         self.unfinished: set[str] = set()
 
     def __repr__(self) -> str:
-        return f"<Entry {self.number}: {self.job!r} as {self.pid} on {self.address}>"
+        return f"<Entry {self.number}: {self.job!r} as {self.pid} on {self.host.server.address}>"
 
     @property
     def jid(self) -> str:
         """The native id: ``pid@user@host:port``; the process is "-" where there is none."""
-        return f"{'-' if self.pid is None else self.pid}@{self.address}"
+        return f"{'-' if self.pid is None else self.pid}@{self.host.server.address}"
 
     @property
     def identity(self) -> tuple[str, str, str, str]:

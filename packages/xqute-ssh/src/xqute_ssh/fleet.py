@@ -144,7 +144,8 @@ class Fleet:
         until_s = loop.time() + within_s
         while True:
             usable = [host for host in self.hosts if host.is_usable]
-            free = [host for host in usable if self._fullness(host, forks) < 1]
+            ready = [host for host in usable if not host.is_busy]
+            free = [host for host in ready if self._fullness(host, forks) < 1]
             fitting = [host for host in free if host.try_fit(wanted) is not None]
             if fitting:
                 host = min(fitting, key=lambda host: self._fullness(host, forks))
@@ -166,6 +167,7 @@ class Fleet:
     @staticmethod
     def _take(host: Host, job: Job, wanted: Resources | None) -> None:
         host.load += 1
+        host.n_starting += 1
         if wanted is not None:
             job.gpus = host.try_fit(wanted) or ()
             host.held[job] = Holding(wanted, job.gpus)

@@ -72,6 +72,7 @@ class Host:
 
     Attributes:
         load: How many places are taken.
+        n_starting: How many of them by jobs that are on their way.
         held: What jobs hold that are said to need something.
         link: The connection; None: there is none.
         trouble: Why not.
@@ -92,6 +93,7 @@ class Host:
     ) -> None:
         self.server = server
         self.load = 0
+        self.n_starting = 0
         self.held: dict[Job, Holding] = {}
         self.link: Link | None = None
         self.files: Files | None = None
@@ -108,7 +110,6 @@ class Host:
         self._loop = asyncio.get_running_loop()
         self._numbers = itertools.count(1)
         self._questions: dict[int, tuple[asyncio.Future[list[Event]], list[Event]]] = {}
-        self._unacknowledged = asyncio.Semaphore(_MOST_UNACKNOWLEDGED)
         self._lost: asyncio.Future[str] | None = None
         self._last: Greeting | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -125,6 +126,11 @@ class Host:
     def is_usable(self) -> bool:
         """Whether jobs may be sent there now."""
         return self.link is not None and self._loop.time() >= self._aside_until_s
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether as many jobs are on their way there as may be."""
+        return self.n_starting >= _MOST_UNACKNOWLEDGED
 
     @property
     def is_staged(self) -> bool:
@@ -150,10 +156,11 @@ class Host:
         while True:
             try:
                 link = await self._open()
-            except AccessError as exc:
-                self._note_trouble(exc)
+            except Exception as exc:  # noqa: BLE001  # whatever it is, the others can be used
+                trouble = exc if isinstance(exc, AccessError) else _as_trouble(self.server, exc)
+                self._note_trouble(trouble)
                 wait_s = min(_FIRST_RETRY_S * 2.0 ** min(n_failures, 20), _LAST_RETRY_S)
-                if exc.lasting:
+                if trouble.lasting:
                     wait_s = _LASTING_RETRY_S
                 n_failures += 1
                 await asyncio.sleep(wait_s * random.uniform(0.75, 1.25))  # noqa: S311  # jitter
@@ -370,18 +377,17 @@ class Host:
             OSError: If the driver's side of its folder cannot be written.
         """
         try:
-            async with self._unacknowledged:
-                if self.link is None or entry.staged != self.is_staged:
-                    raise LinkError(f"{self.server.address} is away")
-                if entry.staged and not take_lease(entry):
-                    # Given up before it began: no server is ever to hear of it.
-                    entry.accepted.set_result(entry.jid)
-                    entry.concluded.set_result(BackendState(Phase.GONE))
-                    return entry.jid
-                entry.was_sent = True
-                self.entries[entry.number] = entry
-                self._send_start(entry)
-                return await asyncio.shield(entry.accepted)
+            if self.link is None or entry.staged != self.is_staged:
+                raise LinkError(f"{self.server.address} is away")
+            if entry.staged and not take_lease(entry):
+                # Given up before it began: no server is ever to hear of it.
+                entry.accepted.set_result(entry.jid)
+                entry.concluded.set_result(BackendState(Phase.GONE))
+                return entry.jid
+            entry.was_sent = True
+            self.entries[entry.number] = entry
+            self._send_start(entry)
+            return await asyncio.shield(entry.accepted)
         finally:
             if not entry.was_sent:
                 self.free_place(entry.job)
@@ -436,7 +442,10 @@ class Host:
             if event.number in self._questions:
                 self._on_answer(event)
             elif (entry := self.entries.get(event.number)) is not None and not entry.is_over:
-                self._on_news(entry, event)
+                try:
+                    self._on_news(entry, event)
+                except OSError as exc:
+                    logger.warning("ssh: the files of %r cannot be written: %s", entry.job, exc)
 
     def _on_answer(self, event: Event) -> None:
         future, events = self._questions[event.number]
@@ -596,6 +605,11 @@ class Host:
         if self.entries.pop(entry.number, None) is not None:
             self.free_place(entry.job)
 
+    def end_starting(self) -> None:
+        """A job is on its way no more, one way or the other."""
+        self.n_starting -= 1
+        self._changed()
+
     def free_place(self, job: Job) -> None:
         """Give back what a job had."""
         self.load -= 1
@@ -629,6 +643,10 @@ def _is_to_be_swept(entry: Entry, words: Sequence[str]) -> bool:
     """Whether an attempt may have left processes: it was killed, or died of a signal."""
     died = words[0] == "ended" and words[1].isdigit() and int(words[1]) > SIGNAL_BASE
     return entry.pid is not None and (entry.killed or died)
+
+
+def _as_trouble(server: Server, exc: Exception) -> AccessError:
+    return AccessError(f"{server.address}: {type(exc).__name__}: {exc}", lasting=True)
 
 
 def _build_kill(signal: str, words: Sequence[object], number: int) -> str:

@@ -53,6 +53,7 @@ class Link:
     Args:
         server: The server, complete.
         client: The connection.
+        close: Closes it, with all that it goes through.
         channel: The agent's.
         greeting: What it said.
         took_s: Seconds from the greeting's request to its arrival.
@@ -62,6 +63,7 @@ class Link:
         self,
         server: Server,
         client: paramiko.SSHClient,
+        close: Callable[[], None],
         channel: paramiko.Channel,
         greeting: Greeting,
         took_s: float,
@@ -71,6 +73,7 @@ class Link:
         #: How far its clock is ahead of ours, as well as one can tell.
         self.clock_ahead_s = greeting.epoch_ms / 1000 - (time.time() - took_s / 2)
         self._client = client
+        self._close = close
         self._channel = channel
         self._frames: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
@@ -90,7 +93,7 @@ class Link:
         Raises:
             AccessError: If one of that fails.
         """
-        client = connect(server, configuration)
+        client, close = connect(server, configuration)
         try:
             transport = client.get_transport()
             assert transport is not None  # noqa: S101  # it has just been made
@@ -98,17 +101,17 @@ class Link:
             channel.settimeout(server.connect_timeout)
             greeting, took_s = _Beginning(channel).greet(setup)
         except AccessError as exc:
-            client.close()
+            close()
             raise AccessError(f"{server.address}: {exc}", lasting=exc.lasting) from exc
         except (paramiko.SSHException, ProtocolError, OSError, EOFError) as exc:
-            client.close()
+            close()
             words = f"{server.address}: no agent could be started: {_words_of(exc)}"
             raise AccessError(words, lasting=False) from exc
         except BaseException:
-            client.close()
+            close()
             raise
         channel.settimeout(None)
-        return cls(server, client, channel, greeting, took_s)
+        return cls(server, client, close, channel, greeting, took_s)
 
     def attend(
         self, on_events: Callable[[list[Event]], None], on_lost: Callable[[str], None]
@@ -168,7 +171,7 @@ class Link:
         self._frames.put(None)
         with suppress(OSError, EOFError, paramiko.SSHException):
             self._channel.close()
-        self._client.close()
+        self._close()
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join()

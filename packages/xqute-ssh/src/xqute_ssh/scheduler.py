@@ -115,6 +115,10 @@ class SshScheduler(Scheduler):
         return self._fleet
 
     async def _open_fleet(self) -> Fleet:
+        if "://" in str(self.workdir):
+            raise SchedulerError(
+                f"ssh: the workdir must be a folder of this machine: {self.workdir}"
+            )
         # The SSH library takes a fifth of a second to import.
         await asyncio.to_thread(importlib.import_module, f"{__package__}.fleet")
         from .access import AccessError
@@ -194,20 +198,22 @@ class SshScheduler(Scheduler):
         while True:
             host = await self._acquire(fleet, job)
             try:
-                entry = await self._prepare(host, job)
-            except BaseException as exc:
-                host.free_place(job)
-                if not isinstance(exc, LinkError | RefusedError):
-                    raise
-                failure: Exception = exc
-            else:
-                try:
-                    return await self._send(host, entry)
-                except (LinkError, RefusedError) as exc:
-                    failure = exc
-            # Where there is no connection, nothing was sent. In either case: to another one.
-            if isinstance(failure, RefusedError):
-                host.note_refusal(str(failure))
+                return await self._start_on(host, job)
+            except LinkError:
+                continue  # nothing was sent: to another one
+            except RefusedError as exc:
+                host.note_refusal(str(exc))
+            finally:
+                host.end_starting()
+
+    async def _start_on(self, host: Host, job: Job) -> str:
+        """Start a job on a server on which it has a place; that is given back if it fails."""
+        try:
+            entry = await self._prepare(host, job)
+        except BaseException:
+            host.free_place(job)
+            raise
+        return await self._send(host, entry)
 
     async def _acquire(self, fleet: Fleet, job: Job) -> Host:
         """Wait for a place on a server that has what the job asks for."""
@@ -277,7 +283,7 @@ class SshScheduler(Scheduler):
             job,
             self.claim_tag(job),
             self.mounted_dir(job),
-            host.server.address,
+            host,
         )
 
     async def _send(self, host: Host, entry: Entry) -> str:
@@ -351,8 +357,8 @@ class SshScheduler(Scheduler):
                 states[job] = BackendState(Phase.PENDING)
             elif entry.is_over:
                 states[job] = BackendState(Phase.RUNNING)  # until its files are here
-            elif (host := fleet.host_of(entry.jid)) is not None:
-                asked[host].append(entry)
+            else:
+                asked[entry.host].append(entry)
         answers = await asyncio.gather(*[self._check(host, asked[host]) for host in asked])
         for answer in answers:
             states |= answer
@@ -414,7 +420,6 @@ class SshScheduler(Scheduler):
         """Send TERM to the process groups of jobs, or KILL to their sessions; once per server."""
         from .link import LinkError
 
-        fleet = await self._get_fleet()
         strangers = [job for job in jobs if job not in self._entries and job.jid is not None]
         if strangers:
             await self.poll_jobs(strangers)
@@ -424,9 +429,7 @@ class SshScheduler(Scheduler):
             if entry is None or entry.is_over or entry.pid is None:
                 continue
             entry.killed = True
-            host = fleet.host_of(entry.jid)
-            if host is not None:
-                doomed[host].append(entry)
+            doomed[entry.host].append(entry)
         signal = "KILL" if force else "TERM"
         results = await asyncio.gather(
             *[host.kill(signal, entries) for host, entries in doomed.items()],
