@@ -61,6 +61,19 @@ def test_options_that_make_no_sense_are_errors(tmp_path, servers, words):
         SshScheduler(tmp_path, servers=servers)
 
 
+@pytest.mark.parametrize("name", ["log_interval", "unacknowledged_timeout"])
+@pytest.mark.parametrize("value", ["soon", 0, -1, None])
+def test_intervals_that_make_no_sense_are_errors(tmp_path, name, value):
+    with pytest.raises(ConfigError, match=name):
+        SshScheduler(tmp_path, servers="a", **{name: value})
+
+
+def test_servers_may_be_named_in_one_string(tmp_path):
+    scheduler = SshScheduler(tmp_path, servers="node1, me@node2", log_interval="0.5")
+    assert [server.name for server in scheduler.servers] == ["node1", "me@node2"]
+    assert scheduler.log_interval == 0.5
+
+
 def test_keywords_of_client_programs_are_accepted_with_one_warning(tmp_path):
     with pytest.warns(XquteWarning, match="ssh, ctrl_persist, ctrl_dir") as caught:
         SshScheduler(tmp_path, servers=["a"], ssh="ssh", ctrl_persist=600, ctrl_dir="/tmp")

@@ -104,6 +104,21 @@ async def test_a_start_that_was_not_acknowledged_waits_for_its_server_and_runs_o
     assert {box.runs(job) for job in [first, *jobs]} == {1}
 
 
+async def test_an_agent_that_answers_no_more_is_replaced(box, monkeypatch):
+    """Also where no packet is missing: behind a proxy, or stopped."""
+    monkeypatch.setattr("xqute_ssh.host._PULSE_INTERVAL_S", 0.1)
+    monkeypatch.setattr("xqute_ssh.host._PULSE_TIMEOUT_S", 3.0)
+    async with box.xqute() as xq:
+        jobs = await box.feed_running(xq, 2)
+        old, agent = link_of(xq), agent_of(box)
+        os.kill(agent, signal.SIGSTOP)
+        await until_back(xq, old)
+        await until(lambda: not Path(f"/proc/{agent}").exists(), "the old agent was ended", 60)
+        box.go()
+    assert [job.rc for job in jobs] == [0, 1]
+    assert {box.runs(job) for job in jobs} == {1}
+
+
 async def test_a_start_whose_server_never_comes_back_is_lost(own_sshd, tmp_path):
     box = Box(own_sshd("box"), tmp_path / "box", staged=True)
     async with box.xqute({"unacknowledged_timeout": 1.0}) as xq:

@@ -60,13 +60,13 @@ def test_a_file_arrives_as_it_is(tmp_path, data):
     assert all(len(line) < 512 for line in said.split(b"\n"))
     *pieces, done = parse.Events().feed(said)
     assert done == parse.Event("done", 7, b"")
-    assert b"".join(parse.unescape(piece.rest.partition(b" ")[2]) for piece in pieces) == data
+    assert b"".join(parse.unescape(piece.rest.split(b" ", 2)[2]) for piece in pieces) == data
 
 
 def test_a_file_is_sent_from_where_it_is_wanted(tmp_path):
     (tmp_path / "file").write_bytes(EVERY_BYTE)
     *pieces, _ = parse.Events().feed(agent(f"xq_get 7 {tmp_path}/file 250"))
-    assert parse.unescape(pieces[0].rest.partition(b" ")[2]) == EVERY_BYTE[250:]
+    assert parse.unescape(pieces[0].rest.split(b" ", 2)[2]) == EVERY_BYTE[250:]
 
 
 @by_bash

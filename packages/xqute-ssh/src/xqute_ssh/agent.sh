@@ -161,7 +161,7 @@ xq_run() { # as xq_start, in a shell of its own
         if [[ $rc != 121 ]]; then
             # What it left running. Its number cannot be another's while a member of its group lives.
             [[ -e /proc/$pid ]] || kill -KILL -- "-$pid"
-            xq_tell_end "$number" "$dir" "$tag" "$staged" "ended $number $rc"
+            xq_tell_end "$number" "$dir" "$tag" "$staged" ended "$rc"
             return
         fi
     fi
@@ -188,9 +188,9 @@ xq_attend() {
                     # The claim comes a moment before the process ends.
                     if [[ $4 != - ]] && xq_is_alive "$4" "$5"; then read -r -t 0.05 -u "$never"; fi
                     [[ $4 == - || -e /proc/$4 ]] || kill -KILL -- "-$4"
-                    xq_tell_end "$1" "$2" "$3" "$6" "ended $1 ${xq_found#* }"
+                    xq_tell_end "$1" "$2" "$3" "$6" ended "${xq_found#* }"
                     ;;
-                *) xq_tell_end "$1" "$2" "$3" "$6" "$xq_found $1" ;;
+                *) xq_tell_end "$1" "$2" "$3" "$6" "$xq_found" ;;
             esac
             shift 6
         done
@@ -201,15 +201,16 @@ xq_attend() {
     done
 }
 
-# The end of a job, $5; where files are not shared, what is in them first.
-xq_tell_end() { # NUMBER DIR TAG STAGED EVENT
+# The end of a job, KIND and WORDS; where files are not shared, what is in them first. Each line names the shell that says it:
+# two may tell the same end, when one of them was thought to be dead.
+xq_tell_end() { # NUMBER DIR TAG STAGED KIND [WORDS]
     if [[ $4 ]]; then
         xq_send "$1" start "$2/job.start.$3" 16
         xq_send "$1" end "$2/job.end.$3" 16
         xq_send "$1" stdout "$2/job.stdout" 16
         xq_send "$1" stderr "$2/job.stderr" 16
     fi
-    xq_say "$5"
+    xq_say "$5 $1 $BASHPID${6:+ $6}"
 }
 
 # Tell what is true of attempts: DIR TAG PID TICKS for each.
@@ -265,7 +266,7 @@ xq_revoke() {
 
 # --- files -----------------------------------------------------------------------------------------------------------------
 
-# Say what is in stdin: `data NUMBER NAME TEXT`, where \\ \n \0 stand for a backslash, a newline and a NUL; at most $3 pieces
+# Say what is in stdin: `data NUMBER SENDER NAME TEXT`, where \\ \n \0 stand for a backslash, a newline and a NUL; at most $3 pieces
 # (0: all). Afterwards xq_more says whether there is more.
 xq_encode() {
     local text rc pieces=0
@@ -282,7 +283,7 @@ xq_encode() {
         text=${text//\\/\\\\}
         text=${text//$'\n'/\\n}
         if ((rc == 0 && length < 220)); then text+='\0'; fi
-        [[ ! $text ]] || xq_say "data $1 $2 $text"
+        [[ ! $text ]] || xq_say "data $1 $BASHPID $2 $text"
         ((rc == 0)) || return 0
         pieces=$((pieces + 1))
     done
@@ -290,11 +291,11 @@ xq_encode() {
 
 xq_send() { # NUMBER NAME PATH PIECES
     if [[ ! -e $3 ]]; then
-        xq_say "file $1 $2 none"
+        xq_say "file $1 $BASHPID $2 none"
         return
     fi
     xq_encode "$1" "$2" "$4" <"$3"
-    xq_say "file $1 $2 ${xq_more:+more}"
+    xq_say "file $1 $BASHPID $2 ${xq_more:+more}"
 }
 
 # Send a file from OFFSET on, in the background.

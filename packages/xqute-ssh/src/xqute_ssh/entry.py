@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from xqute import Job
 from xqute.scheduler import BackendState
@@ -19,6 +19,13 @@ __all__ = ["MIRRORED", "Entry"]
 
 #: What the agent sends by itself with the end of a job, where files are not shared.
 MIRRORED = ("stdout", "stderr", "start", "end")
+
+
+class Report(NamedTuple):
+    """What one sender has told of a job's files."""
+
+    told: dict[str, bytearray]
+    unfinished: set[str]
 
 
 class Entry:
@@ -47,6 +54,7 @@ class Entry:
     """
 
     __slots__ = (
+        "_reports",
         "accepted",
         "concluded",
         "due_signal",
@@ -97,6 +105,7 @@ class Entry:
         #: What came with its end, by name; and of which of them that is not all.
         self.told: dict[str, bytearray] = {}
         self.unfinished: set[str] = set()
+        self._reports: dict[bytes, Report] = {}
 
     def __repr__(self) -> str:
         return f"<Entry {self.number}: {self.job!r} as {self.pid} on {self.host.server.address}>"
@@ -118,14 +127,25 @@ class Entry:
 
     def add_piece(self, event: Event) -> None:
         """Take in a piece of a file that comes with its end, or that there is more of it."""
-        name, _, rest = event.rest.partition(b" ")
+        sender, name, rest = event.rest.split(b" ", 2)
+        report = self._reports.setdefault(sender, Report({}, set()))
         known = name.decode()
         if event.kind == "data":
-            self.told.setdefault(known, bytearray()).extend(unescape(rest))
+            report.told.setdefault(known, bytearray()).extend(unescape(rest))
         elif rest == b"more":
-            self.unfinished.add(known)
+            report.unfinished.add(known)
         elif rest != b"none":
-            self.told.setdefault(known, bytearray())
+            report.told.setdefault(known, bytearray())
+
+    def end(self, sender: str) -> None:
+        """It is over, as one of those says that tell so; what that one has sent counts."""
+        self.is_over = True
+        self.told, self.unfinished = self._reports.pop(sender.encode(), Report({}, set()))
+        self._reports.clear()
+
+    def forget_pieces(self) -> None:
+        """Whoever was telling its end was cut short."""
+        self._reports.clear()
 
     # --- its files -----------------------------------------------------------------------------
 

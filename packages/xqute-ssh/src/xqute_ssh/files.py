@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import paramiko
 
 from .commands import build_call, build_puts
-from .link import Link
+from .link import Link, LinkError
 from .parse import Event, unescape
 from .staging import Transfer, write_at
 
@@ -64,8 +64,18 @@ class Files:
         self._executor = executor
         self._ask = ask
 
-    async def _in_thread(self, work: Callable[..., T], *args: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work, *args)
+    async def in_thread(self, work: Callable[..., T], *args: Any) -> T:
+        """Have something done that may block.
+
+        Raises:
+            LinkError: If it failed, and the connection is lost.
+        """
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, work, *args)
+        except FilesError as exc:
+            if not self._link.is_alive:
+                raise LinkError(str(exc)) from exc
+            raise
 
     async def bring(self, transfer: Transfer) -> None:
         """Bring a file, or a folder with all that is in it; what is there is replaced.
@@ -75,20 +85,20 @@ class Files:
             LinkError: If the connection is lost.
         """
         try:
-            pairs = await self._in_thread(_walk, transfer)
+            pairs = await self.in_thread(_walk, transfer)
         except OSError as exc:
             raise FilesError(f"{transfer.local}: {exc.strerror}", is_local=True) from exc
         for folder in dict.fromkeys(os.path.dirname(remote) for _, remote in pairs):
             await self._do("mkdir", "-p", "--", folder)
-        sftp = await self._in_thread(self._link.sftp)
+        sftp = await self.in_thread(self._link.sftp)
         for local, remote in pairs:
-            if sftp is None or not await self._in_thread(_put, sftp, local, remote):
+            if sftp is None or not await self.in_thread(_put, sftp, local, remote):
                 await self._put_by_agent(local, remote)
 
     async def _put_by_agent(self, local: str, remote: str) -> None:
         """Write it piece by piece, under another name until it is whole."""
         try:
-            data, mode = await self._in_thread(_read, local)
+            data, mode = await self.in_thread(_read, local)
         except OSError as exc:
             raise FilesError(f"{local}: {exc.strerror}", is_local=True) from exc
         part = f"{remote}.xqute-part"
@@ -128,17 +138,17 @@ class Files:
         names = await self._ask_about(
             transfer.remote, lambda number: build_call("list", number, transfer.remote)
         )
-        await self._in_thread(partial(os.makedirs, transfer.local, exist_ok=True))
+        await self.in_thread(partial(os.makedirs, transfer.local, exist_ok=True))
         for name in filter(None, _joined(names).split(b"\0")):
             inside = os.fsdecode(name)
             await self._fetch_file(f"{transfer.remote}/{inside}", f"{transfer.local}/{inside}")
 
     async def _fetch_file(self, remote: str, local: str) -> None:
         part = f"{local}.xqute-part"
-        await self._in_thread(partial(os.makedirs, os.path.dirname(local), exist_ok=True))
+        await self.in_thread(partial(os.makedirs, os.path.dirname(local), exist_ok=True))
         try:
             await self.follow(remote, part, 0)
-            await self._in_thread(os.replace, part, local)
+            await self.in_thread(os.replace, part, local)
         except OSError as exc:
             raise FilesError(f"{local}: {exc.strerror}") from exc
 
@@ -150,18 +160,18 @@ class Files:
             LinkError: If the connection is lost.
             OSError: If it cannot be written here.
         """
-        sftp = await self._in_thread(self._link.sftp)
+        sftp = await self.in_thread(self._link.sftp)
         if sftp is not None:
-            return await self._in_thread(_get, sftp, remote, local, at)
+            return await self.in_thread(_get, sftp, remote, local, at)
         events = await self._ask_about(remote, lambda number: build_call("get", number, remote, at))
         data = _joined(events)
-        await self._in_thread(write_at, local, at, data)
+        await self.in_thread(write_at, local, at, data)
         return at + len(data)
 
 
 def _joined(events: list[Event]) -> bytes:
     return b"".join(
-        unescape(event.rest.partition(b" ")[2]) for event in events if event.kind == "data"
+        unescape(event.rest.split(b" ", 2)[2]) for event in events if event.kind == "data"
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
@@ -13,18 +12,19 @@ from functools import partial
 from typing import Any
 
 from xqute import Job, JobCause, Resources, logger
-from xqute.defaults import SIGNAL_BASE
 from xqute.scheduler import BackendState, Phase
 
 from .access import AccessError, Configuration
 from .commands import build_call
-from .entry import MIRRORED, Entry
+from .entry import Entry
 from .files import Files, FilesError
+from .homing import fetch_all, follow
+from .killing import Killing, left_processes
 from .link import Link, LinkError, Setup
 from .machine import Holding, Machine
 from .options import Server
 from .parse import Event, Greeting
-from .staging import Transfer, mirror_end, mirror_start, return_lease, take_lease
+from .staging import Transfer, mirror_start, return_lease, take_lease
 
 __all__ = ["Host", "RefusedError"]
 
@@ -36,10 +36,10 @@ _LASTING_RETRY_S = 60.0
 #: How many running jobs' outputs are looked at in one go.
 _MOST_FOLLOWED = 64
 _CLOCK_OFF_S = 5.0
+#: Between two questions whether anybody is there, and until that is answered at the latest.
+_PULSE_INTERVAL_S, _PULSE_TIMEOUT_S = 15.0, 60.0
 #: How long an end may go untold until it is asked for.
 _UNTOLD_S = 5.0
-#: Seconds in which a process may still be about to become the command; until its second TERM.
-_YOUNG_S, _TERM_AGAIN_S = 1.0, 0.2
 
 Report = Callable[[Job, BackendState], None]
 #: A state in words of the agent: what it means to the engine.
@@ -115,8 +115,7 @@ class Host:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._n_refusals = 0
         self._aside_until_s = 0.0
-        self._unswept: list[Entry] = []
-        self._sweeping = asyncio.Lock()
+        self.killing = Killing(self)
 
     def __repr__(self) -> str:
         here = "there" if self.link is not None else f"away: {self.trouble}"
@@ -154,19 +153,21 @@ class Host:
         """Keep a connection, until cancelled."""
         n_failures = 0
         while True:
+            began_s = self._loop.time()
+            lasting = False
             try:
-                link = await self._open()
+                await self._attend(await self._open())
             except Exception as exc:  # noqa: BLE001  # whatever it is, the others can be used
                 trouble = exc if isinstance(exc, AccessError) else _as_trouble(self.server, exc)
                 self._note_trouble(trouble)
-                wait_s = min(_FIRST_RETRY_S * 2.0 ** min(n_failures, 20), _LAST_RETRY_S)
-                if trouble.lasting:
-                    wait_s = _LASTING_RETRY_S
-                n_failures += 1
-                await asyncio.sleep(wait_s * random.uniform(0.75, 1.25))  # noqa: S311  # jitter
-                continue
-            n_failures = 0
-            await self._attend(link)
+                lasting = trouble.lasting
+            if self._loop.time() - began_s > _LAST_RETRY_S:
+                n_failures = 0  # it worked for a while, or took its time to fail
+            wait_s = min(_FIRST_RETRY_S * 2.0 ** min(n_failures, 20), _LAST_RETRY_S)
+            if lasting:
+                wait_s = _LASTING_RETRY_S
+            n_failures += 1
+            await asyncio.sleep(wait_s * random.uniform(0.75, 1.25))  # noqa: S311  # jitter
 
     async def _open(self) -> Link:
         async with self._gate:
@@ -199,7 +200,9 @@ class Host:
         self.files = Files(link, self._executor, self.ask)
         self.trouble = None
         self._n_refusals, self._aside_until_s = 0, 0.0
-        stop_following = self._spawn(self._follow()) if self.is_staged else None
+        stops = [self.spawn(self._feel_pulse(self._lost))]
+        if self.is_staged:
+            stops.append(self.spawn(self._follow()))
         try:
             self._resume()
             self.tried.set()
@@ -210,13 +213,26 @@ class Host:
             logger.warning("ssh: server %r: %s; %d jobs wait for it", self.server.name, why, n_jobs)
         finally:
             self.link = self.files = None
-            if stop_following is not None:
-                stop_following()
+            for stop in stops:
+                stop()
             questions, self._questions = self._questions, {}
             for future, _ in questions.values():
                 if not future.done():
                     future.set_exception(LinkError("the connection was lost"))
             await asyncio.shield(self._loop.run_in_executor(self._executor, link.close))
+
+    async def _feel_pulse(self, lost: asyncio.Future[str]) -> None:
+        """Ask now and then for an answer, whatever it goes through; without one, it is lost."""
+        while True:
+            await asyncio.sleep(_PULSE_INTERVAL_S)
+            try:
+                async with asyncio.timeout(_PULSE_TIMEOUT_S):
+                    await self.check([])
+            except TimeoutError:
+                if not lost.done():
+                    lost.set_result(f"no answer within {_PULSE_TIMEOUT_S:g} s")
+            except LinkError:
+                return
 
     def _call_soon(self, callback: Callable[..., None], *args: Any) -> None:
         """Have something done on the event loop; called from threads."""
@@ -247,6 +263,7 @@ class Host:
         """Take up what an earlier connection has left: ask about each attempt, or send it again."""
         adopted: list[object] = []
         for entry in self.entries.values():
+            entry.forget_pieces()
             if entry.accepted.done() and not entry.is_over:
                 adopted += (entry.number, *entry.identity, "1" if entry.staged else "")
             elif not entry.accepted.done():
@@ -254,9 +271,9 @@ class Host:
         if adopted:
             self._send("adopt", *adopted)
         if any(entry.due_signal for entry in self.entries.values()):
-            self._spawn(self._send_signals())
+            self.spawn(self.killing.send())
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> Callable[[], object]:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> Callable[[], object]:
         """Have something done beside; give what cancels it."""
         task = self._loop.create_task(work)
         self._tasks.add(task)
@@ -315,44 +332,6 @@ class Host:
         words = itertools.chain.from_iterable(identities)
         events = await self.ask(lambda number: build_call("check", number, *words))
         return [event.words[1:] for event in events if event.kind == "state"]
-
-    async def kill(self, signal: str, entries: Sequence[Entry]) -> None:
-        """Send a signal to attempts, in one round trip; also with what else is asked for just now.
-
-        If there is no connection, the next one sends it. A bash that has just forked forgets a
-        signal that comes before it has put back its handlers, so that a command so young may not
-        have seen TERM. It gets another one.
-
-        Raises:
-            LinkError: If there is no connection, or it is lost.
-        """
-        for entry in entries:
-            entry.due_signal = signal
-        await self._send_signals()
-        now_s = self._loop.time()
-        young = [entry for entry in entries if now_s - entry.started_s < _YOUNG_S]
-        if young and signal == "TERM":
-            self._loop.call_later(_TERM_AGAIN_S, self._terminate_again, young)
-
-    async def _send_signals(self) -> None:
-        """Send what signals are due."""
-        await asyncio.sleep(0)  # who kills many one by one does so in one turn of the loop
-        due: defaultdict[str, list[Entry]] = defaultdict(list)
-        for entry in self.entries.values():
-            if entry.due_signal and entry.pid is not None and not entry.is_over:
-                due[entry.due_signal].append(entry)
-        for signal, entries in due.items():
-            words = [word for entry in entries for word in (entry.pid, entry.ticks)]
-            if self.link is not None:
-                for entry in entries:
-                    entry.due_signal = ""
-            await self.ask(partial(_build_kill, signal, words))
-
-    def _terminate_again(self, entries: Sequence[Entry]) -> None:
-        for entry in entries:
-            entry.due_signal = entry.due_signal or "TERM"
-        if self.link is not None:
-            self._spawn(self._send_signals())
 
     async def revoke(self, attempts: Iterable[tuple[str, str]]) -> bool:
         """See that attempts, a folder and a tag each, never start; False: one may have.
@@ -482,11 +461,11 @@ class Host:
             entry.accepted.set_exception(RefusedError(event.rest.decode("utf-8", "replace")))
 
     def _on_ended(self, entry: Entry, words: list[str]) -> None:
-        entry.is_over = True
+        entry.end(words.pop(1))
         if not entry.accepted.done():
             entry.accepted.set_result(entry.jid)
-        if entry.staged or _is_to_be_swept(entry, words):
-            self._spawn(self._bring_home(entry, words))
+        if entry.staged or left_processes(entry, words):
+            self.spawn(self._bring_home(entry, words))
         else:
             self._conclude(entry, self.state_of(words))
 
@@ -514,10 +493,12 @@ class Host:
         state = self.state_of(words)
         while True:
             try:
-                if _is_to_be_swept(entry, words):
-                    await self._sweep(entry)
+                if left_processes(entry, words):
+                    await self.killing.sweep(entry)
                 if entry.staged:
-                    problem = await self._fetch_all(entry)
+                    if self.files is None:
+                        raise LinkError(f"{self.server.address} is away")
+                    problem = await fetch_all(self.files, entry)
                     if problem and state.rc == 0:
                         state = state._replace(cause=JobCause.SETUP, reason=problem)
                 break
@@ -525,56 +506,10 @@ class Host:
                 await self._wait_for_link()
         self._conclude(entry, state)
 
-    async def _sweep(self, entry: Entry) -> None:
-        """End what is left of an attempt's session, together with those that end meanwhile."""
-        self._unswept.append(entry)
-        async with self._sweeping:
-            entries, self._unswept = self._unswept, []
-            if entries:
-                pids = [entry.pid for entry in entries]
-                await self.ask(lambda number: build_call("sweep", number, *pids))
-
     async def _wait_for_link(self) -> None:
         while self.link is None:
             self.tried.clear()
             await self.tried.wait()
-
-    async def _fetch_all(self, entry: Entry) -> str:
-        """Fetch outputs and logs; give what went wrong, in words.
-
-        Raises:
-            LinkError: If the connection was lost.
-        """
-        files = self.files
-        if files is None:
-            raise LinkError(f"{self.server.address} is away")
-        problems = []
-        async with entry.lock:
-            for name in MIRRORED:
-                if name in entry.unfinished:
-                    problems += await self._catch_up(files, entry, name)
-            for transfer in entry.outputs:
-                try:
-                    await files.fetch(transfer)
-                except FilesError as exc:
-                    problems.append(f"output {exc}")
-            try:
-                await self._loop.run_in_executor(self._executor, mirror_end, entry)
-            except OSError as exc:
-                problems.append(f"its files cannot be written here: {exc}")
-        for problem in problems:
-            logger.warning("ssh: %r: %s", entry.job, problem)
-        return "; ".join(problems)
-
-    async def _catch_up(self, files: Files, entry: Entry, name: str) -> list[str]:
-        """Fetch what there is more of a file than is here."""
-        try:
-            await files.follow(entry.remote(name), entry.local(name), entry.size(name))
-        except FilesError as exc:
-            return [] if exc.missing else [str(exc)]
-        except OSError as exc:
-            return [f"{entry.local(name)}: {exc.strerror}"]
-        return []
 
     async def _follow(self) -> None:
         """Bring the outputs of running jobs up to date, again and again."""
@@ -586,13 +521,7 @@ class Host:
                 async with entry.lock:
                     if not entry.is_over and files is not None:
                         with suppress(FilesError, LinkError, OSError):
-                            await self._follow_one(files, entry)
-
-    async def _follow_one(self, files: Files, entry: Entry) -> None:
-        for name in ("start", "stdout", "stderr"):
-            await files.follow(entry.remote(name), entry.local(name), entry.size(name))
-            if not entry.size("start"):
-                return  # what is there may be of another attempt
+                            await follow(files, entry)
 
     def _conclude(self, entry: Entry, state: BackendState) -> None:
         self.forget(entry)
@@ -639,18 +568,8 @@ class Host:
         self._n_refusals = 0
 
 
-def _is_to_be_swept(entry: Entry, words: Sequence[str]) -> bool:
-    """Whether an attempt may have left processes: it was killed, or died of a signal."""
-    died = words[0] == "ended" and words[1].isdigit() and int(words[1]) > SIGNAL_BASE
-    return entry.pid is not None and (entry.killed or died)
-
-
 def _as_trouble(server: Server, exc: Exception) -> AccessError:
     return AccessError(f"{server.address}: {type(exc).__name__}: {exc}", lasting=True)
-
-
-def _build_kill(signal: str, words: Sequence[object], number: int) -> str:
-    return build_call("kill", number, signal, *words)
 
 
 def _close_unwanted(opening: asyncio.Future[Link]) -> None:

@@ -176,6 +176,12 @@ class Link:
             if thread is not threading.current_thread():
                 thread.join()
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the connection is there, as far as is known."""
+        transport = self._client.get_transport()
+        return transport is not None and transport.is_active()
+
     # --- files ---------------------------------------------------------------------------------
 
     def sftp(self) -> paramiko.SFTPClient | None:

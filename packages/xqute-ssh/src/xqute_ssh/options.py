@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from xqute.errors import ConfigError
 
-__all__ = ["LATER_KEYWORDS", "Server", "complete", "parse_servers"]
+__all__ = ["LATER_KEYWORDS", "Server", "complete", "parse_seconds", "parse_servers"]
 
 #: Keywords of schedulers that ran the client program `ssh`; they mean nothing here.
 LATER_KEYWORDS = ("ssh", "ctrl_persist", "ctrl_dir")
@@ -81,7 +81,7 @@ _KEYWORDS = frozenset(Server._fields) - {"name", "identity_files", "host_key_ali
 
 
 def parse_servers(servers: Any) -> list[Server]:
-    """Give the servers that a user names: a list of names, or options by name.
+    """Give the servers that a user names: names, also in one string, or options by name.
 
     Raises:
         ConfigError: If there is none, one is named twice, or an option makes no sense.
@@ -92,7 +92,7 @@ def parse_servers(servers: Any) -> list[Server]:
             "'user': ..., 'port': ..., 'keyfile': ...}, ...}"
         )
     if isinstance(servers, str):
-        servers = [servers]
+        servers = [name.strip() for name in servers.split(",") if name.strip()]
     if not isinstance(servers, Mapping):
         if not isinstance(servers, Sequence):
             raise ConfigError(f"servers is a list of names, or a dict of options: {servers!r}")
@@ -137,6 +137,21 @@ def _parse_number(name: str, key: str, value: Any, least: float) -> Any:
     if number is None or isinstance(value, bool) or number < least:
         raise ConfigError(f"Server {name!r}: {key} is a number from {least:g}: {value!r}")
     return number
+
+
+def parse_seconds(name: str, value: Any) -> float:
+    """Read a number of seconds over 0, as a keyword of the scheduler may be given.
+
+    Raises:
+        ConfigError: If it is none.
+    """
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        seconds = 0.0
+    if not seconds > 0:
+        raise ConfigError(f"{name} must be a number of seconds over 0: {value!r}")
+    return seconds
 
 
 def complete(server: Server, config: Mapping[str, Any]) -> Server:

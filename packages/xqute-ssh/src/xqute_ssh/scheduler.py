@@ -17,7 +17,7 @@ from xqute.errors import ConfigError, SchedulerError, SubmitError, XquteWarning
 from xqute.scheduler import BackendState, Phase
 
 from .machine import impossible
-from .options import LATER_KEYWORDS, parse_servers
+from .options import LATER_KEYWORDS, parse_seconds, parse_servers
 
 if TYPE_CHECKING:
     from .entry import Entry
@@ -78,8 +78,10 @@ class SshScheduler(Scheduler):
         super().__init__(*args, **config)
         self.servers = parse_servers(servers)
         self.ssh_config = None if ssh_config is None else os.path.expanduser(os.fspath(ssh_config))
-        self.log_interval = log_interval
-        self.unacknowledged_timeout = unacknowledged_timeout
+        self.log_interval = parse_seconds("log_interval", log_interval)
+        self.unacknowledged_timeout = parse_seconds(
+            "unacknowledged_timeout", unacknowledged_timeout
+        )
         self._fleet: Fleet | None = None
         self._starting: asyncio.Task[Fleet] | None = None
         self._report: Callable[[Job, BackendState], None] | None = None
@@ -432,7 +434,7 @@ class SshScheduler(Scheduler):
             doomed[entry.host].append(entry)
         signal = "KILL" if force else "TERM"
         results = await asyncio.gather(
-            *[host.kill(signal, entries) for host, entries in doomed.items()],
+            *[host.killing.kill(signal, entries) for host, entries in doomed.items()],
             return_exceptions=True,
         )
         errors = [SchedulerError(str(exc)) for exc in results if isinstance(exc, LinkError)]
