@@ -1,4 +1,7 @@
-"""The SSH scheduler keeps the contract over real servers: one, three, of one channel, unshared."""
+"""The SSH scheduler keeps the contract over real servers: one, three, of one channel, unshared.
+
+Unshared and of one channel: see test_ssh_staging.py.
+"""
 
 from __future__ import annotations
 
@@ -88,10 +91,3 @@ class TestUnshared(TestShared):
         here = {name: (job.metadir / name).read_bytes() for name in ("job.rc", "job.status")}
         assert here == {"job.rc": b"7", "job.status": b"7"}
         assert job.stdout_file.read_bytes() == b"done\n"
-
-
-class TestUnsharedOneChannel(TestUnshared):
-    """Files go through the agent where there is no other channel."""
-
-    names = ("one",)
-    many = 20
