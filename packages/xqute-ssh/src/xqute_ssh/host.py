@@ -99,6 +99,7 @@ class Host:
         self.files: Files | None = None
         self.trouble: AccessError | None = None
         self.tried = asyncio.Event()
+        self._back = asyncio.Event()
         self.entries: dict[int, Entry] = {}
         self._configuration = configuration
         self._executor = executor
@@ -205,6 +206,7 @@ class Host:
             stops.append(self.spawn(self._follow()))
         try:
             self._resume()
+            self._back.set()
             self.tried.set()
             self._changed()
             why = await self._lost
@@ -213,6 +215,7 @@ class Host:
             logger.warning("ssh: server %r: %s; %d jobs wait for it", self.server.name, why, n_jobs)
         finally:
             self.link = self.files = None
+            self._back.clear()
             for stop in stops:
                 stop()
             questions, self._questions = self._questions, {}
@@ -326,9 +329,12 @@ class Host:
     async def check(self, identities: Sequence[tuple[str, str, str, str]]) -> list[list[str]]:
         """Ask what is true of attempts: for each the agent's words, "running", "ended", ...
 
+        Where the first connection is still being made, that is waited for.
+
         Raises:
             LinkError: If there is no connection, or it is lost.
         """
+        await self.tried.wait()
         words = itertools.chain.from_iterable(identities)
         events = await self.ask(lambda number: build_call("check", number, *words))
         return [event.words[1:] for event in events if event.kind == "state"]
@@ -507,9 +513,7 @@ class Host:
         self._conclude(entry, state)
 
     async def _wait_for_link(self) -> None:
-        while self.link is None:
-            self.tried.clear()
-            await self.tried.wait()
+        await self._back.wait()
 
     async def _follow(self) -> None:
         """Bring the outputs of running jobs up to date, again and again."""

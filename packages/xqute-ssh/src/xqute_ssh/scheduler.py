@@ -30,7 +30,7 @@ __all__ = ["SshScheduler"]
 #: How long a submission waits for any server to come back before the run is told to hold others.
 _PATIENCE_S = 30.0
 _NO_LIMIT = 1 << 30
-#: A script longer than this goes as a file.
+#: A script as long as this, or longer, goes as a file.
 _LONG_SCRIPT_BYTES = 65536
 
 
@@ -255,11 +255,11 @@ class SshScheduler(Scheduler):
             return entry
         inputs = self._plan(entry, job.inputs)
         entry.outputs = self._plan(entry, job.outputs)
-        text = self.wrap_job_script(job)
-        if len(text) > _LONG_SCRIPT_BYTES:
+        entry.script = job.read_file(script.name)
+        if entry.script is None or len(entry.script) >= _LONG_SCRIPT_BYTES:
+            # That is all that is read of it.
+            entry.script = None
             inputs.append(Transfer(str(script), entry.remote_script))
-        else:
-            entry.script = text
         try:
             for transfer in inputs:
                 await host.bring(transfer)
