@@ -14,7 +14,6 @@ import pytest
 
 from xqute import SpecPath
 from xqute.testing import SchedulerContract, bash, overrides_contract
-from xqute.testing._starter import start_and_die
 from xqute_ssh import SshScheduler
 
 
@@ -79,7 +78,8 @@ class TestUnshared(TestShared):
     async def test_a_job_outlives_the_driver_that_started_it(self, rig):
         """It tells its end on the server, and the next driver brings that home."""
         script = "until [[ -e $XQUTE_JOB_METADIR/go ]]; do sleep 0.01; done; echo done; exit 7"
-        await asyncio.to_thread(start_and_die, self, rig.workdir, bash(script))
+        with rig.driver(bash(script)) as driver:
+            await asyncio.to_thread(driver.expect, "submitted", 0)
         async with rig.backend() as backend:
             job = backend.create(bash("true"))
             [claim] = [name for name in os.listdir(job.metadir) if name.startswith("job.start.")]
