@@ -174,7 +174,7 @@ class SgeScheduler(ClusterScheduler):
                 return
 
     async def job_is_running(self, job: Job) -> bool:
-        """Tell whether the queue has the job; one that has told its end stays there for a second."""
+        """Tell whether the queue has the job; one that has told its end stays in it for a while."""
         if job.jid is not None and self._read_end(job) is not None:
             return False
         return await super().job_is_running(job)
