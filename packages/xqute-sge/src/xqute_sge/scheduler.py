@@ -59,6 +59,8 @@ class SgeScheduler(ClusterScheduler):
         **config: Any,
     ) -> None:
         super().__init__(*args, **config)
+        # Grid Engine looks for jobs to start every 15 s, where nobody has set it otherwise.
+        self.linger_s = 8.0
         for name in self.config:
             options.check_option_name(name)
         if self.cwd is None:
@@ -174,7 +176,7 @@ class SgeScheduler(ClusterScheduler):
                 return
 
     async def job_is_running(self, job: Job) -> bool:
-        """Tell whether the queue has the job; one that has told its end stays in it for a while."""
+        """Tell whether the queue has the job; it may, for a second, when that has told its end."""
         if job.jid is not None and self._read_end(job) is not None:
             return False
         return await super().job_is_running(job)
