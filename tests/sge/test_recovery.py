@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import subprocess
 import sys
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -106,26 +105,3 @@ async def test_tasks_of_an_array_are_taken_over_by_its_name_and_can_be_killed(tm
     assert ends.pop(2) == JobOutcome.KILLED
     assert ends == [JobOutcome.SUCCEEDED] * 3
     assert runs_of(xq.jobs) == ["run\n"] * 4
-
-
-async def test_drivers_that_are_killed_at_any_moment_lose_nothing(tmp_path, cell, seed):
-    """Several after each other over the same jobs, and one that is let alone."""
-    n_jobs, n_kills = 30, 4
-    script = ONCE + 'sleep "0.$((RANDOM % 10))"; exit "$(($1 % 3))"'
-    for _ in range(n_kills):
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", DRIVER, str(tmp_path / "run"), "", script, str(n_jobs)),
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        )
-        with suppress(TimeoutError):
-            await asyncio.wait_for(process.wait(), random.uniform(0.4, 3.0))
-        with suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-    async with resuming(tmp_path / "run", script, n_jobs) as xq:
-        pass
-    assert [job.rc for job in xq.jobs] == [job.index % 3 for job in xq.jobs]
-    # What has succeeded is not run again; what has failed is, by each new run.
-    succeeded = [job for job in xq.jobs if job.rc == 0]
-    assert runs_of(succeeded) == ["run\n"] * len(succeeded)
-    await until(lambda: not cell.run("qstat"), "the queue is empty", 20)
