@@ -195,10 +195,7 @@ class SocketClient:
     def look(self, wanted: Collection[Wanted] = ()) -> list[Container]:
         """Give all containers of the workdir."""
         keys = {one.key for one in wanted}
-        try:
-            listed = self._ask(self._api.containers, all=True, filters={"label": self._labels})
-        except APIError as exc:
-            raise SchedulerError(f"{self._url}: {exc}") from exc
+        listed = self._list()
         found = []
         for container in map(parse_listed, listed):
             told: Container | None = container
@@ -208,6 +205,21 @@ class SocketClient:
                 found.append(told)
         return found
 
+    def _list(self) -> list[dict[str, Any]]:
+        for is_last in (False, True):
+            try:
+                filters = {"label": self._labels}
+                listed: list[dict[str, Any]] = self._ask(
+                    self._api.containers, all=True, filters=filters
+                )
+            except APIError as exc:
+                # Podman stumbles over one that is removed while it makes the list.
+                if is_last or not _is_gone(exc):
+                    raise SchedulerError(f"{self._url}: {exc}") from exc
+            else:
+                return listed
+        return []
+
     def find(self, wanted: Wanted) -> Container | None:
         """Give one container, with its exit code."""
         found = self._inspect(wanted.key)
@@ -216,9 +228,9 @@ class SocketClient:
     def _inspect(self, name: str) -> Container | None:
         try:
             return parse_inspected(self._ask(self._api.inspect_container, name))
-        except NotFound:
-            return None
         except APIError as exc:
+            if _is_gone(exc):
+                return None
             raise SchedulerError(f"{self._url}: {exc}") from exc
 
     def signal(self, wanted: Wanted, *, force: bool) -> None:
@@ -281,6 +293,12 @@ class SocketClient:
         if self._events is not None:
             self._events.close()
         self._api.close()
+
+
+def _is_gone(exc: APIError) -> bool:
+    """Whether a refusal is for want of the container; Podman also says so with 500."""
+    words = str(exc.explanation or exc).lower()
+    return isinstance(exc, NotFound) or "no such container" in words or "no container with" in words
 
 
 def _as_numbers(version: str) -> tuple[int, ...]:
