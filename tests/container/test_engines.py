@@ -333,17 +333,6 @@ async def test_what_a_killed_driver_left_is_taken_over_and_removed(engine, tmp_p
     assert jobs[0].rc == 143
 
 
-async def test_the_next_run_removes_what_a_killed_one_left(engine, tmp_path):
-    driver = start_driver(engine, tmp_path)
-    await until((tmp_path / "1" / "job.jid").exists, "it has an id", DEADLINE_S)
-    driver.kill()
-    driver.wait()
-    await until(lambda: list(tmp_path.glob("1/job.end.*")), "it has ended", DEADLINE_S)
-    await run(engine, tmp_path, ["true"])
-    left = engine.containers()
-    assert len(left) == 1, "the one that still runs"
-
-
 async def test_a_container_that_was_made_and_not_started_is_started(listing, tmp_path):
     """The driver died between the two."""
     scheduler = ContainerScheduler(**listing.options, workdir=tmp_path)

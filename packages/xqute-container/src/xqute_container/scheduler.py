@@ -376,6 +376,8 @@ class ContainerScheduler(Scheduler):
         if not jobs:
             return
         watching = await self._ready()
+        if force:
+            watching.note_killed(jobs)
         signal = partial(watching.client.signal, force=force)
         results = await asyncio.gather(
             *[self._call(signal, watching.wanted(job)) for job in jobs], return_exceptions=True

@@ -86,6 +86,8 @@ class Watching:
         self._remove = remove
         #: The jobs whose containers may be there, by their keys.
         self._jobs: dict[str, Job] = {}
+        #: The keys of those that were sent KILL: how they end is known.
+        self._killed: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closed = threading.Event()
         self._listener: threading.Thread | None = None
@@ -99,6 +101,10 @@ class Watching:
     def drop(self, job: Job) -> None:
         """Follow the current attempt of a job no more: there is no container."""
         self._jobs.pop(self._keys.submission_key(job), None)
+
+    def note_killed(self, jobs: Iterable[Job]) -> None:
+        """Know that nothing is lost with these containers: they were sent KILL."""
+        self._killed.update(map(self._keys.submission_key, jobs))
 
     def wanted(self, job: Job) -> Wanted:
         """Give what the current attempt of a job is asked for with."""
@@ -238,7 +244,7 @@ class Watching:
             if (
                 container.stage is not Stage.RUNNING
                 and not container.keep
-                and is_settled(container.metadir, container.tag)
+                and (container.key in self._killed or is_settled(container.metadir, container.tag))
             ):
                 await self._call(self.client.remove, as_wanted(container))
                 self._jobs.pop(container.key, None)
