@@ -61,6 +61,15 @@ def is_settled(metadir: str, tag: str) -> bool:
         return not os.path.isdir(metadir)
 
 
+def _was_told(metadir: str, tag: str) -> bool:
+    """Whether the job itself has told its end: one that was given up may run on."""
+    try:
+        with open(f"{metadir}/job.end.{tag}", "rb") as claim:
+            return claim.read(1) != b"-"
+    except FileNotFoundError:
+        return False
+
+
 class Watching:
     """Follows the containers of jobs until they are removed.
 
@@ -284,7 +293,7 @@ class Watching:
             told = {
                 one: job
                 for job in self._jobs.values()
-                if is_settled((one := self.wanted(job)).metadir, one.tag)
+                if _was_told((one := self.wanted(job)).metadir, one.tag)
             }
             states = await self._call(self._look, told) if told else {}
             running = [one for one, state in states.items() if state.phase is Phase.RUNNING]
