@@ -232,3 +232,13 @@ async def test_what_the_backend_did_to_a_job_is_made_good_whatever_the_strategy(
     job = await xq.put("true")
     await xq.run_until_complete()
     assert (job.outcome, job.trial_count) == (JobOutcome.SUCCEEDED, 1)
+
+
+@pytest.mark.parametrize(
+    ("rc", "cause"),
+    [(128, "EXIT_CODE"), (192, "SIGNAL"), (193, "EXIT_CODE"), (255, "EXIT_CODE")],
+)
+async def test_an_exit_code_above_all_signals_is_a_programs_own(tmp_path, rc, cause):
+    async with Xqute(workdir=tmp_path) as xq:
+        job = await xq.put(["bash", "-c", f"exit {rc}"])
+    assert (job.rc, job.cause) == (rc, cause)

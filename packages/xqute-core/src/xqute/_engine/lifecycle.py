@@ -49,6 +49,9 @@ TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {
     _S.RETRYING: frozenset({_S.QUEUED, _S.FINISHED, _S.FAILED}),
 }
 
+#: The highest number of a signal; a higher exit code is a program's own.
+_MOST_SIGNAL = 64
+
 #: Nobody is told of a job that was cancelled: it never began.
 HOOK_OF_OUTCOME: Mapping[JobOutcome, str] = {
     _O.SUCCEEDED: "on_job_succeeded",
@@ -118,7 +121,7 @@ class End(NamedTuple):
         """Judge an exit code alone."""
         if rc == 0:
             return cls(_O.SUCCEEDED, 0)
-        if rc > SIGNAL_BASE:
+        if SIGNAL_BASE < rc <= SIGNAL_BASE + _MOST_SIGNAL:
             return cls(_O.FAILED, rc, JobCause.SIGNAL, f"exit code {rc}{_signal_words(rc)}")
         return cls(_O.FAILED, rc, JobCause.EXIT_CODE, f"exit code {rc}")
 
