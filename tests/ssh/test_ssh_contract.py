@@ -40,6 +40,9 @@ class TestOneChannel(TestShared):
     names = ("one",)
 
 
+_NOBODY_BRINGS = "it reads a job's files here while no driver lives, and nobody brings them then"
+
+
 class _LetsGo(SshScheduler):
     """Some promises let a job go on by a file in the driver's folder: the job has a link to it."""
 
@@ -54,6 +57,14 @@ class _LetsGo(SshScheduler):
 
 class TestUnshared(TestShared):
     """Jobs have a workdir of their own on the server."""
+
+    does_not_apply: ClassVar = {
+        "test_a_job_that_the_backend_forgets_tells_its_end": _NOBODY_BRINGS,
+        "test_a_kill_of_a_re_attached_job_leaves_nothing_behind": _NOBODY_BRINGS,
+        "test_a_late_end_of_a_lost_job_changes_nothing": _NOBODY_BRINGS,
+        "test_a_re_attached_job_that_ignores_term_is_killed": _NOBODY_BRINGS,
+        "test_what_ended_while_no_driver_lived_has_its_true_end": _NOBODY_BRINGS,
+    }
 
     def make_workdir(self, tmp_path, name):
         return SpecPath(tmp_path / name, mounted=f"{tmp_path / name}-there")
