@@ -68,7 +68,7 @@ class Ending:
             self._run.call_hook(job, hook)
             self._run.chains.then(job, partial(self._follow_up, job, end, None))
         else:
-            self._close(job)
+            self._let_go(job)
 
     def finish_as_set(self, job: Job, *, tell: bool) -> None:
         """A plugin has set the terminal status that the job has; nothing is tried again.
@@ -176,9 +176,12 @@ class Ending:
             self.cancel_backoff(job)
 
     def _close(self, job: Job) -> None:
-        job.driver = None
         self._run.journal.hooked(job)
         _faults.reach_soon("after-hooked")
+        self._let_go(job)
+
+    def _let_go(self, job: Job) -> None:
+        job.driver = None
         self._run.doomed.discard(job)
         failed = job.current_status is JobStatus.FAILED
         self._close_job(job)
