@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import threading
+import warnings
 
 import pytest
 
@@ -101,6 +103,27 @@ async def test_handlers_are_installed_only_while_running_and_restored(tmp_path, 
     await xq.run_until_complete()
     assert job.outcome is JobOutcome.SUCCEEDED
     assert [signal.getsignal(sig) for sig in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_run_that_was_abandoned_with_its_loop_gives_way_to_the_next(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+
+    async def abandon():
+        await Xqute(workdir=tmp_path / "a").put("true")
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(abandon())
+    loop.close()
+    assert signal.getsignal(signal.SIGTERM) is not before  # nobody has given it back
+
+    async def run_another():
+        async with Xqute(workdir=tmp_path / "b") as xq:
+            await xq.put("true")
+
+    with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+        asyncio.run(run_another())
+        gc.collect()
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 async def test_a_handler_of_the_programs_own_is_restored(tmp_path, until):

@@ -81,7 +81,6 @@ def test_3_the_folder_of_a_job_cannot_be_made(cli, tmp_path):
         (["run", "--timeout", "-1", "x"], "-1"),
         (["run", "--output", "all", "x"], "'all' is not one of"),
         (["run", "-s", "slrum", "x", ":::", "a"], "Did you mean 'slurm'?"),
-        (["run", "-s", "slurm", "x", ":::", "a"], "pip install xqute-slurm"),
         (
             ["run", "--opt", "recheck_intervl=3", "x", ":::", "a"],
             "did you mean 'recheck_interval'?",

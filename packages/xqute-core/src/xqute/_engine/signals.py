@@ -39,13 +39,16 @@ class StopSignals:
         """Hear the signals from now on; does nothing outside the main thread."""
         if threading.current_thread() is not threading.main_thread():
             return
-        if not self._runs:
-            for sig in self.SIGNALS:
-                before = signal.getsignal(sig)
-                # Whoever started us in the background, or with nohup, wants it ignored.
-                if before is not signal.SIG_IGN:
-                    self._before[sig] = before
-                    signal.signal(sig, _handle)
+        for run in list(self._runs):
+            if run._loop.is_closed():
+                run.restore()  # it was abandoned with its event loop
+        for sig in self.SIGNALS:
+            before = signal.getsignal(sig)
+            # Whoever started us in the background, or with nohup, wants it ignored. Who has taken it
+            # over from another run of this process has it back when the last run leaves.
+            if before not in (signal.SIG_IGN, _handle):
+                self._before[sig] = before
+                signal.signal(sig, _handle)
         self._runs.append(self)
 
     def restore(self) -> None:
