@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import uuid
 import time
 
 import pytest
@@ -167,7 +168,8 @@ class Driver:
     """A Python program in a process of its own; its last line on stdout is a JSON value."""
 
     def __init__(self, source, cwd, args, **popen):
-        path = cwd / "driver.py"
+        # A file for each: the one before may be about to read its own.
+        path = cwd / f"driver-{uuid.uuid4().hex}.py"
         path.write_text(textwrap.dedent(source))
         self.process = subprocess.Popen(
             [sys.executable, "-W", "error", str(path), *map(str, args)],
