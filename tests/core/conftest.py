@@ -10,8 +10,8 @@ import signal
 import subprocess
 import sys
 import textwrap
-import uuid
 import time
+import uuid
 
 import pytest
 
