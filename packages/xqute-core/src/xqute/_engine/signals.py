@@ -44,8 +44,8 @@ class StopSignals:
                 run.restore()  # it was abandoned with its event loop
         for sig in self.SIGNALS:
             before = signal.getsignal(sig)
-            # Whoever started us in the background, or with nohup, wants it ignored. Who has taken it
-            # over from another run of this process has it back when the last run leaves.
+            # Whoever started us in the background, or with nohup, wants it ignored. Who has taken
+            # it over from another run of this process has it back when the last run leaves.
             if before not in (signal.SIG_IGN, _handle):
                 self._before[sig] = before
                 signal.signal(sig, _handle)
