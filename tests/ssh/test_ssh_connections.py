@@ -289,8 +289,8 @@ async def test_a_hundred_jobs_are_killed_in_one_round_trip(own_sshd, tmp_path):
         host.link.send = watched
         await xq.scheduler.kill_running_jobs(jobs)
     assert {job.outcome for job in jobs} == {JobOutcome.KILLED}
-    # The young ones get a second TERM.
-    assert asked.count("xq_kill") <= 2
+    # However many they are. The young ones get a second TERM, on a busy machine in two parts.
+    assert asked.count("xq_kill") <= 3
     assert not sleepers("54321")
 
 
