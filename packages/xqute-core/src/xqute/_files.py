@@ -87,9 +87,12 @@ def make_dir(path: str) -> None:
         OSError: If it cannot be made, or what has its name is somebody else's, or no folder.
     """
     try:
-        _mkdir(path)
-    except FileExistsError:
         _take_dir(path)
+    except FileNotFoundError:
+        try:
+            _mkdir(path)
+        except FileExistsError:  # it has come to be just now
+            _take_dir(path)
 
 
 def _mkdir(path: str) -> None:

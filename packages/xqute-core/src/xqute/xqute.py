@@ -247,6 +247,9 @@ class Xqute:
         return index < self._n_indices or index in self._sparse_indices
 
     def _take_index(self, index: int) -> None:
+        if index == self._n_indices and not self._sparse_indices:
+            self._n_indices += 1
+            return
         self._sparse_indices.add(index)
         while self._n_indices in self._sparse_indices:
             self._sparse_indices.remove(self._n_indices)
