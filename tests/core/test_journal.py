@@ -312,3 +312,14 @@ async def test_a_refused_submission_leaves_an_intent_without_an_id(tmp_path):
     await xq.run_until_complete()
     entry = read(tmp_path)[0]
     assert (entry.jid, entry.outcome) == (None, JobOutcome.SUBMIT_FAILED)
+
+
+async def test_a_kill_of_nothing_is_no_record(tmp_path, caplog):
+    """A second signal may come when nothing runs any more."""
+    journal, _ = await Journal.open(str(tmp_path), "abc", durable=False)
+    journal.killing([])
+    await journal.close()
+    [segment] = tmp_path.iterdir()
+    assert len(segment.read_bytes().splitlines()) == 1
+    Ledger.read(str(tmp_path))
+    assert caplog.records == []

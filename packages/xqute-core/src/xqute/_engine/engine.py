@@ -137,17 +137,17 @@ class Engine:
                 await self._run.hooks.acall("on_job_init", self._run.scheduler, job)
             if job.current_status not in ENDED:
                 _check(job)
-            self.n_open += 1
-            try:
-                if self._recovery.knows(job) and job.current_status not in ENDED:
-                    await self._recovery.take(job)
-                else:
-                    self._submitting.queue(job)
-            except BaseException:
-                self.n_open -= 1
-                raise
         except BaseException:
             job.driver = None
+            raise
+        self.n_open += 1
+        try:
+            if self._recovery.knows(job) and job.current_status not in ENDED:
+                await self._recovery.take(job)
+            else:
+                self._submitting.queue(job)
+        except BaseException:
+            self._release(job)
             raise
 
     def _close_job(self, job: Job) -> None:
@@ -245,8 +245,7 @@ class Engine:
 
     def _kill_flights(self, flights: list[Flight]) -> None:
         flights = [flight for flight in flights if not flight.is_closed]
-        if flights:
-            self._run.journal.killing(flight.job for flight in flights)
+        self._run.journal.killing(flight.job for flight in flights)
         for flight in flights:
             if flight.job.current_status in (JobStatus.SUBMITTED, JobStatus.RUNNING):
                 self._run.transition(flight.job, JobStatus.KILLING)

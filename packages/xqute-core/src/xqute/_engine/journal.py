@@ -153,8 +153,10 @@ class Journal:
 
     def killing(self, jobs: Iterable[Job]) -> None:
         """Write that jobs are about to be killed, at once if the disk takes it."""
-        self._add(f'["k",{",".join(map(_attempt, jobs))}]')
-        self.commit()
+        attempts = ",".join(map(_attempt, jobs))
+        if attempts:
+            self._add(f'["k",{attempts}]')
+            self.commit()
 
     def ended(self, job: Job) -> None:
         """Write how an attempt has ended, or what a plugin has made of it."""
