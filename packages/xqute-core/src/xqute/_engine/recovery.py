@@ -171,7 +171,7 @@ class Recovery:
 
     async def _settle_some(self, cases: list[_Case]) -> None:
         await self._find(cases)
-        alive, flights = [], []
+        alive = []
         # Those that run again come before what was fed later, so the first is put there last.
         for case in reversed(cases):
             if case.entry.jid is None and self._never_starts(case.job, case.entry):
@@ -179,34 +179,36 @@ class Recovery:
                 self._run_again(case.job, first=True)
             else:
                 alive.append(case)
-        alive.reverse()
-        for case in alive:
-            self._drop(case)
-            case.job.adopted = True
-            if case.entry.jid is not None:
-                self._run.assign_jid(case.job, case.entry.jid)
-            flight = self._watching.take_off(case.job)
-            flight.began_at = _protocol.start_time(case.job.local_dir, flight.tag)
-            flight.on_landing = partial(self._on_landing, flight, case)
-            flights.append(flight)
+        await self._follow(alive[::-1])
+
+    async def _follow(self, cases: list[_Case]) -> None:
+        """Watch attempts that may be alive like those of this run; end those that are unwanted."""
+        flights = [self._take_off(case) for case in cases]
         try:
-            await self._run.scheduler.reattach([case.job for case in alive])
+            await self._run.scheduler.reattach([case.job for case in cases])
         except Exception as exc:  # noqa: BLE001  # whatever it is: they are asked about all the same
             logger.warning("%s: cannot take over jobs: %r", self._run.scheduler.name, exc)
-        for case, flight in zip(alive, flights, strict=True):
+        unwanted = []
+        for case, flight in zip(cases, flights, strict=True):
             self._run.transition(case.job, JobStatus.SUBMITTED)
             self._watching.is_submitted(flight)
-            if not flight.is_closed:
-                self._watching.reconciler.add(flight, 0.0)
-        unwanted = [
-            flight
-            for case, flight in zip(alive, flights, strict=True)
-            if not flight.is_closed and (case.is_unwanted or self._run.is_doomed(case.job))
-        ]
-        for flight in unwanted:
-            flight.kill_requested = True
-        if unwanted:
-            self._kill(unwanted)
+            if flight.is_closed:
+                continue
+            self._watching.reconciler.add(flight, 0.0)
+            if case.is_unwanted or self._run.is_doomed(case.job):
+                flight.kill_requested = True
+                unwanted.append(flight)
+        self._kill(unwanted)
+
+    def _take_off(self, case: _Case) -> Flight:
+        self._drop(case)
+        case.job.adopted = True
+        if case.entry.jid is not None:
+            self._run.assign_jid(case.job, case.entry.jid)
+        flight = self._watching.take_off(case.job)
+        flight.began_at = _protocol.start_time(case.job.local_dir, flight.tag)
+        flight.on_landing = partial(self._on_landing, flight, case)
+        return flight
 
     async def _find(self, cases: list[_Case]) -> None:
         """Ask for the native ids of submissions whose answers were not recorded."""
