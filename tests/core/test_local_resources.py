@@ -8,13 +8,13 @@ import os
 import pytest
 
 from xqute import JobOutcome, Resources, Xqute
-from xqute._machine import Machine, impossible
+from xqute.machine import Holding, Machine, impossible
 
 FOUR_CORES = Machine(cpus=4, memory_mib=1000, gpus=("0", "1", "2"))
 
 
 def test_what_is_left_of_a_machine():
-    held = [(Resources(cpus=2, memory_mib=600), ("1",))]
+    held = [Holding(Resources(cpus=2, memory_mib=600), ("1",))]
     assert FOUR_CORES.fit(Resources(cpus=2, memory_mib=400), held) == ()
     assert FOUR_CORES.fit(Resources(cpus=3), held) is None
     assert FOUR_CORES.fit(Resources(memory_mib=401), held) is None

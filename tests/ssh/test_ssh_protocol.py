@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from xqute import Resources
+from xqute.machine import Holding, Machine
 from xqute_ssh import commands, options, parse
-from xqute_ssh.machine import Holding, Machine, impossible
-from xqute_ssh.options import Server
+from xqute_ssh.options import Server, impossible
 
 AGENT = Path(commands.__file__).with_name("agent.sh")
 #: No process is started for each example by chance alone: a few dozen will do.

@@ -126,6 +126,8 @@ class Scheduler(ABC):
     core_api_version: ClassVar[int] = 1
     #: Whether the backend or the engine ends jobs at their timeout; False: the wrapper does.
     enforces_timeout: ClassVar[bool] = False
+    #: Whether the backend has a queue, which ends jobs at their walltime; False: it is a timeout.
+    has_queue: ClassVar[bool] = True
     #: Whether jobs run in the wrapper and so leave files; False only where a job is no process.
     uses_wrapper: ClassVar[bool] = True
     #: Whether jobs, once sent, may run on when this machine has lost its power.
@@ -492,8 +494,15 @@ class Scheduler(ABC):
         return name
 
     def timeout_of(self, job: Job) -> float:
-        """Give the seconds after its start until a job is ended; 0: no limit."""
-        return self.timeout if job.timeout is None else job.timeout
+        """Give the seconds after its start until a job is ended; 0: no limit.
+
+        Its timeout or, where no queue sees to that, its walltime if that is less.
+        """
+        timeout_s = self.timeout if job.timeout is None else job.timeout
+        if self.has_queue or (self.resources is None and job.resources is None):
+            return timeout_s
+        walltime_s = self.resources_of(job).walltime_s
+        return min(timeout_s or walltime_s, walltime_s) if walltime_s else timeout_s
 
     def resources_of(self, job: Job) -> Resources:
         """Give what the current attempt of a job asks for.

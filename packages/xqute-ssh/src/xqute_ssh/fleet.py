@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 from xqute import Job, Resources
 from xqute.errors import ConfigError, SchedulerError
+from xqute.machine import Holding
 
 from .access import AccessError, Configuration
 from .host import Host, Report
 from .link import Setup
-from .machine import Holding
 from .options import Server
 
 __all__ = ["Fleet"]

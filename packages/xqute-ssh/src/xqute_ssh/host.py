@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from xqute import Job, JobCause, Resources, logger
+from xqute.machine import Holding, Machine
 from xqute.scheduler import BackendState, Phase
 
 from .access import AccessError, Configuration
@@ -21,7 +22,6 @@ from .files import Files, FilesError
 from .homing import fetch_all, follow
 from .killing import Killing, left_processes
 from .link import Link, LinkError, Setup
-from .machine import Holding, Machine
 from .options import Server
 from .parse import Event, Greeting
 from .staging import Transfer, mirror_start, return_lease, take_lease

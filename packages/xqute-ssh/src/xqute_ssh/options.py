@@ -7,9 +7,11 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from xqute import Resources
 from xqute.errors import ConfigError
+from xqute.machine import QUEUE_ONLY
 
-__all__ = ["LATER_KEYWORDS", "Server", "complete", "parse_seconds", "parse_servers"]
+__all__ = ["LATER_KEYWORDS", "Server", "complete", "impossible", "parse_seconds", "parse_servers"]
 
 #: Keywords of schedulers that ran the client program `ssh`; they mean nothing here.
 LATER_KEYWORDS = ("ssh", "ctrl_persist", "ctrl_dir")
@@ -189,3 +191,13 @@ def complete(server: Server, config: Mapping[str, Any]) -> Server:
 
 def _unless_none(value: str | None) -> str | None:
     return None if value is None or value.lower() == "none" else value
+
+
+def impossible(wanted: Resources) -> str:
+    """Say why no server can ever run a job, whichever it is; empty: one may."""
+    for name in QUEUE_ONLY:
+        if getattr(wanted, name) is not None:
+            return f"resources: {name} means nothing to servers without a queue"
+    if wanted.nodes > 1:
+        return f"resources: {wanted.nodes} nodes were asked for, and a job runs on one server"
+    return ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from .machine import Machine
+from xqute.machine import Machine
 
 __all__ = ["Event", "Events", "Greeting", "ProtocolError", "parse_greeting", "unescape"]
 

@@ -16,8 +16,7 @@ from xqute import Job, Scheduler, logger
 from xqute.errors import ConfigError, SchedulerError, SubmitError, XquteWarning
 from xqute.scheduler import BackendState, Phase
 
-from .machine import impossible
-from .options import LATER_KEYWORDS, parse_seconds, parse_servers
+from .options import LATER_KEYWORDS, impossible, parse_seconds, parse_servers
 
 if TYPE_CHECKING:
     from .entry import Entry
@@ -58,6 +57,7 @@ class SshScheduler(Scheduler):
     """
 
     name = "ssh"
+    has_queue = False
 
     def __init__(
         self,
@@ -175,14 +175,6 @@ class SshScheduler(Scheduler):
                 del self._entries[job]
         if self._report is not None:
             self._report(job, state)
-
-    def timeout_of(self, job: Job) -> float:
-        """Give the seconds until a job is ended: its timeout, or its walltime if that is less."""
-        timeout_s = super().timeout_of(job)
-        if self.resources is None and job.resources is None:
-            return timeout_s
-        walltime_s = self.resources_of(job).walltime_s
-        return min(timeout_s or walltime_s, walltime_s) if walltime_s else timeout_s
 
     # --- submission ----------------------------------------------------------------------------
 

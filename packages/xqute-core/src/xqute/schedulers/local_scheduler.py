@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from .. import _protocol
-from .._machine import Machine, impossible
 from .._processes import ProcessTable, runs_script
 from ..defaults import JOBCMD_WRAPPER_LANG, SIGNAL_BASE, JobCause, JobStatus
 from ..errors import SubmitError, XquteWarning
 from ..job import Job
+from ..machine import Holding, Machine, impossible
 from ..scheduler import BackendState, Phase, Scheduler
 
 __all__ = ["LocalScheduler"]
@@ -39,6 +39,7 @@ class LocalScheduler(Scheduler):
 
     name = "local"
     enforces_timeout = True
+    has_queue = False
     outlives_this_machine = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -59,7 +60,7 @@ class LocalScheduler(Scheduler):
         if why := impossible(wanted, self._machine):
             raise SubmitError(why)
         held = [
-            (self.resources_of(other), other.gpus)
+            Holding(self.resources_of(other), other.gpus)
             for other in others
             if other is not job and not (self.resources is None and other.resources is None)
         ]
@@ -67,14 +68,6 @@ class LocalScheduler(Scheduler):
         if gpus is not None:
             job.gpus = gpus
         return gpus is not None
-
-    def timeout_of(self, job: Job) -> float:
-        """Give the seconds until a job is ended: its timeout, or its walltime if that is less."""
-        timeout_s = super().timeout_of(job)
-        if self.resources is None and job.resources is None:
-            return timeout_s
-        walltime_s = self.resources_of(job).walltime_s
-        return min(timeout_s or walltime_s, walltime_s) if walltime_s else timeout_s
 
     @property
     def leaves_events(self) -> bool:

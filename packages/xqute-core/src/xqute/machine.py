@@ -1,4 +1,4 @@
-"""What this machine has for jobs, and whether there is room for one beside others."""
+"""What a machine has for jobs, and whether there is room for one beside others."""
 
 from __future__ import annotations
 
@@ -11,18 +11,25 @@ from typing import NamedTuple, Self
 
 from .resources import Resources
 
-__all__ = ["Machine", "impossible"]
+__all__ = ["QUEUE_ONLY", "Holding", "Machine", "impossible"]
 
 _MIB = 1 << 20
-#: What a single machine without a queue knows nothing of.
-_FOREIGN = ("gpu_type", "disk_mib", "queue", "account", "constraint")
+#: The resources that mean nothing to a machine without a queue.
+QUEUE_ONLY = ("gpu_type", "disk_mib", "queue", "account", "constraint")
+
+
+class Holding(NamedTuple):
+    """What a job has: what it asked for, and which graphics processors it got."""
+
+    resources: Resources
+    gpus: tuple[str, ...]
 
 
 class Machine(NamedTuple):
     """What there is.
 
     Attributes:
-        cpus: Processor cores that this process may use.
+        cpus: Processor cores that the user may use.
         memory_mib: Memory in MiB, or what a control group leaves of it; None: unknown.
         gpus: The ids of graphics processors, as in ``CUDA_VISIBLE_DEVICES``.
     """
@@ -36,20 +43,18 @@ class Machine(NamedTuple):
         """Look at this machine."""
         return cls(_count_cpus(), _memory_mib(), _find_gpus())
 
-    def fit(
-        self, wanted: Resources, held: Iterable[tuple[Resources, tuple[str, ...]]]
-    ) -> tuple[str, ...] | None:
+    def fit(self, wanted: Resources, held: Iterable[Holding]) -> tuple[str, ...] | None:
         """Give the graphics processors for a job (perhaps none); None: there is no room for it.
 
         Args:
             wanted: What it asks for.
-            held: What each of the others asked for, and the graphics processors that it got.
+            held: What each of the others has.
         """
         cpus, memory_mib, used = wanted.cpus, wanted.memory_mib or 0, set[str]()
-        for resources, gpus in held:
-            cpus += resources.cpus
-            memory_mib += resources.memory_mib or 0
-            used.update(gpus)
+        for holding in held:
+            cpus += holding.resources.cpus
+            memory_mib += holding.resources.memory_mib or 0
+            used.update(holding.gpus)
         free = [gpu for gpu in self.gpus if gpu not in used]
         if cpus > self.cpus or memory_mib > (self.memory_mib or memory_mib):
             return None
@@ -58,7 +63,7 @@ class Machine(NamedTuple):
 
 def impossible(wanted: Resources, machine: Machine) -> str:
     """Say why a job can never run on this machine; empty: it can."""
-    for name in _FOREIGN:
+    for name in QUEUE_ONLY:
         if getattr(wanted, name) is not None:
             return f"resources: {name} means nothing on this machine"
     if wanted.nodes > 1:
