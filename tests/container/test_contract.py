@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from xqute import JobOutcome, JobStatus
-from xqute.testing import SchedulerContract, bash, overrides_contract
+from xqute.testing import SchedulerContract
 from xqute_container import ContainerScheduler
 
 #: What depends on how containers are made, seen, signalled and found again.
@@ -93,21 +90,7 @@ class EngineContract(SchedulerContract):
         scheduler.resources = {"queue": "long"}
         return "queue"
 
-    @overrides_contract
-    async def test_a_wrapper_that_was_killed_is_no_success(self, rig):
-        """The claim names the process as its container sees it: here it is looked for outside."""
-        async with rig.running() as xq:
-            job = await rig.feed_ready(xq, bash("echo ready; exec sleep 60"))
-            for pid in self.processes_of(job):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-        assert job.status is JobStatus.FAILED
-        assert job.outcome in (JobOutcome.FAILED, JobOutcome.LOST)
-        assert job.rc != 0
-        assert job.cause
-        assert job.reason
-
-    def processes_of(self, job):
+    def find_wrapper(self, job, pid):
         """All processes of a job but the first of its container, and who watches that."""
         found = find_processes("cgroup", str(job.jid))
         others = {*find_processes("cmdline", "init"), *find_processes("cmdline", "conmon", n=0)}
@@ -143,7 +126,7 @@ class TestPodmanRootless(EngineContract):
     engine_name = "podman_rootless"
     does_not_apply = without(OTHER_WAY)
 
-    def processes_of(self, job):
+    def find_wrapper(self, job, pid):
         return find_processes("cmdline", "job.wrapped")
 
 
@@ -152,7 +135,7 @@ class TestApptainer(EngineContract):
     engine_name = "apptainer"
     does_not_apply = without(TOUCHING)
 
-    def processes_of(self, job):
+    def find_wrapper(self, job, pid):
         found = find_processes("stat", f" {job.jid} {job.jid} 0 ")  # group and session, no terminal
         return [pid for pid in found if str(pid) != job.jid]
 

@@ -123,6 +123,16 @@ class SchedulerContract(
                 continue  # it has ended meanwhile
         return found
 
+    def find_wrapper(self, job: Job, pid: int) -> list[int]:
+        """Give the processes here that are a job's wrapper, or begin with it.
+
+        Args:
+            job: The job, which runs.
+            pid: The process id in its start claim: by default that is it. Where jobs have process
+                ids of their own it is somebody else here.
+        """
+        return [pid]
+
     def break_submissions(self, scheduler: Scheduler) -> str:
         """Have every submission of a scheduler fail for good; give words that its error says.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from contextlib import suppress
 from typing import Self
 
 import pytest
@@ -113,9 +114,11 @@ class ClaimPromises:
             job = await rig.feed_ready(xq, bash('echo ready; exec -a "$1" sleep 60', word))
             claim = _protocol.read_start_claim(job.local_dir, xq.scheduler.claim_tag(job))
             assert claim is not None
-            os.kill(claim.pid, signal.SIGKILL)
-            for pid in rig.find_processes(word):
-                os.kill(pid, signal.SIGKILL)
+            wrapper = rig.contract.find_wrapper(job, claim.pid)
+            assert wrapper
+            for pid in (*wrapper, *rig.find_processes(word)):
+                with suppress(ProcessLookupError):  # it went with another one
+                    os.kill(pid, signal.SIGKILL)
         assert job.status is JobStatus.FAILED
         assert job.outcome in (JobOutcome.FAILED, JobOutcome.LOST)
         assert job.rc != 0
