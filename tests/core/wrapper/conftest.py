@@ -84,11 +84,11 @@ class Attempt:
         self.process = None
         self.exit_code = None
 
-    def start(self, *, bash=("/bin/bash", "-p"), environ=None, **popen):
+    def start(self, *args, bash=("/bin/bash", "-p"), environ=None, **popen):
         """Start the wrapper as a scheduler does: leader of a session, streams from /dev/null."""
         streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
         self.process = subprocess.Popen(
-            [*bash, str(self.script)],
+            [*bash, str(self.script), *args],
             **{"start_new_session": True, "env": environ, **streams, **popen},
         )
         self._pidfd = os.pidfd_open(self.process.pid)

@@ -60,6 +60,10 @@ class ProcessTable:
         self._on_exit = on_exit
         self._children: dict[int, _Child] = {}
         self._killed: set[int] = set()
+        #: By process id: where children that await their turn are told of it.
+        self._gates: dict[int, int] = {}
+        #: Those that were started early and never had their turn.
+        self._untold: set[int] = set()
         self._by_pidfd: dict[int, _Child] = {}
         #: Wrappers that another process has started; with a pidfd they are in `_by_pidfd`, too.
         self._adopted: dict[int, _Child] = {}
@@ -114,7 +118,53 @@ class ProcessTable:
         Raises:
             OSError: If it cannot be started.
         """
-        pid = _spawn(argv, self._actions(), self._environ or os.environb)
+        return self._add(_spawn(argv, self._actions(), self._environ or os.environb), job)
+
+    def spawn_early(self, argv: list[str], job: Job) -> int:
+        """Start a process that awaits its turn, a line on its stdin, and give its id.
+
+        Until then its exit is nobody's business, and is not told. It ends by itself when it is
+        dismissed, and when this process is no more.
+
+        Raises:
+            OSError: If it cannot be started.
+        """
+        hears, gate = os.pipe()
+        try:
+            pid = _spawn(argv, self._actions(stdin=hears), self._environ or os.environb)
+        except BaseException:
+            os.close(gate)
+            raise
+        finally:
+            os.close(hears)
+        self._gates[pid] = gate
+        self._untold.add(pid)
+        return self._add(pid, job)
+
+    def give_turn(self, pid: int) -> bool:
+        """Let a process that was started early go on; False: it is gone."""
+        gate = self._gates.pop(pid, None)
+        if gate is None:
+            return False
+        try:
+            os.write(gate, b"\n")
+        except BrokenPipeError:
+            return False
+        finally:
+            os.close(gate)
+        self._untold.discard(pid)
+        child = self._children[pid]._replace(started_s=time.monotonic())
+        self._children[pid] = child
+        if child.pidfd is not None:
+            self._by_pidfd[child.pidfd] = child
+        return True
+
+    def dismiss(self, pid: int) -> None:
+        """Let a process that was started early end: its turn never comes."""
+        if pid in self._gates:
+            os.close(self._gates.pop(pid))
+
+    def _add(self, pid: int, job: Job) -> int:
         pidfd = self._open_pidfd(pid)
         child = self._children[pid] = _Child(pid, job, pidfd, time.monotonic())
         if pidfd is not None:
@@ -123,13 +173,15 @@ class ProcessTable:
             self._sweep_later()
         return pid
 
-    def _actions(self) -> list[tuple[object, ...]]:
+    def _actions(self, stdin: int | None = None) -> list[tuple[object, ...]]:
         """What a child does first: no streams, and nothing of what this process has open."""
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         return [
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0),
-            (os.POSIX_SPAWN_DUP2, 0, 1),
-            (os.POSIX_SPAWN_DUP2, 0, 2),
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
+            if stdin is None
+            else (os.POSIX_SPAWN_DUP2, stdin, 0),
+            (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
             *(
                 (os.POSIX_SPAWN_CLOSE, fd)
                 for fd in _inheritable_fds(self._by_pidfd)
@@ -293,7 +345,11 @@ class ProcessTable:
             self._killed.discard(child.pid)
             if child.pidfd is not None:
                 self._close_pidfd(child.pidfd)
-            self._on_exit(child.pid, child.job, rc)
+            if child.pid in self._untold:
+                self._untold.remove(child.pid)
+                self.dismiss(child.pid)
+            else:
+                self._on_exit(child.pid, child.job, rc)
         return len(exited)
 
 

@@ -317,6 +317,19 @@ class Scheduler(ABC):
         """
         return True
 
+    @property
+    def n_early(self) -> int:
+        """How many jobs `prepare` is for; 0: it is not called."""
+        return 0
+
+    def prepare(self, jobs: Sequence[Job]) -> None:
+        """Get ready for the jobs that are the next to be submitted.
+
+        Called again whenever these are others; those that are not named again, and were not
+        submitted, may never be. Jobs that plugins may still change or stop are not named. Raises
+        nothing: what is wrong with a job is told at its submission.
+        """
+
     def plan_submissions(self, jobs: Sequence[Job]) -> list[Submission]:
         """Decide which jobs go to the backend together, in which order. Does nothing else."""
         return [Submission(self.submission_key(job), (job,)) for job in jobs]

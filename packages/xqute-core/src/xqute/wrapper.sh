@@ -213,8 +213,6 @@ xq_guard() {
 #?
 
 xq_term='' xq_boot='' xq_line='' xq_untold=''
-trap xq_term=1 TERM INT HUP QUIT XCPU
-trap : USR1 USR2
 {
     # HOSTNAME may be inherited from another host.
     read -r xq_host </proc/sys/kernel/hostname || xq_host=$HOSTNAME
@@ -223,6 +221,10 @@ trap : USR1 USR2
 } 2>/dev/null
 # shellcheck disable=SC2206  # numbers
 xq_stat=(${xq_line##*) })
+# Started before its turn: a line on stdin says that it has come, the end of stdin that it never will.
+if [[ ${1-} == await-turn ]]; then read -r || exit 121; fi
+trap xq_term=1 TERM INT HUP QUIT XCPU
+trap : USR1 USR2
 if ! xq_claim "$xq_dir/job.start.$xq_tag" \
     "${xq_host:--} ${xq_boot:--} $$ ${xq_stat[19]:--} ${xq_native:--}"; then
     [[ -e $xq_dir/job.start.$xq_tag ]] && exit 121

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 
 from .. import _faults, _files, _protocol
 from ..defaults import JobStatus
@@ -149,6 +150,15 @@ class Submitting:
             jobs, self._passed = self._passed, []
             self._plan(jobs)
         self._spread()
+        self._look_ahead()
+
+    def _look_ahead(self) -> None:
+        """Have the backend get ready for the next jobs, once those with room are on their way."""
+        scheduler = self._run.scheduler
+        if scheduler.n_early and "on_job_submitting" not in self._run.hooks:
+            self._run.loop.call_soon(
+                lambda: scheduler.prepare([*islice(self._waiting, scheduler.n_early)])
+            )
 
     def _on_the_way(self) -> Iterator[Job]:
         """Give the jobs that take up room."""
@@ -428,6 +438,7 @@ class Submitting:
             self._waiting.remove(job)
             self._run.doomed.add(job)
             self._is_diverted(job)
+            self.pump_soon()
         else:
             self._run.doomed.add(job)
 
