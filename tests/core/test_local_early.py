@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from xqute import JobOutcome, JobStatus, Xqute
+from xqute._processes import ProcessTable
 
 pytestmark = pytest.mark.usefixtures("job_processes")
 
@@ -135,3 +136,20 @@ async def test_none_outlives_a_driver_that_was_killed(tmp_path, until):
     await until(lambda: not _find_waiting(tmp_path))
     (tmp_path / "go").touch()
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("end", ["killed", "dismissed"])
+async def test_the_end_of_one_that_never_had_its_turn_is_not_told(end):
+    told = []
+    table = ProcessTable(lambda *exit_: told.append(exit_))
+    table.attach(asyncio.get_running_loop())
+    early = table.spawn_early(["/bin/bash", "-c", "read || exit 121"], "early")
+    other = table.spawn(["/bin/bash", "-c", "exit 3"], "other")
+    if end == "killed":
+        os.kill(early, signal.SIGKILL)
+    else:
+        table.dismiss(early)
+    await table.drain(20)
+    table.detach()
+    assert told == [(other, "other", 3)]
+    assert not table.give_turn(early)
