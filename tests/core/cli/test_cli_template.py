@@ -6,7 +6,7 @@ import os
 import subprocess
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from xqute.cli.template import TemplateError, check_syntax, parse_template, plain_words
@@ -79,6 +79,7 @@ PIECES = st.sampled_from(
 
 
 @settings(max_examples=300, deadline=None)
+@example('"{}a"', "")
 @given(
     st.lists(PIECES, max_size=6).map("".join),
     st.one_of(
@@ -110,7 +111,7 @@ def _through_a_variable(line):
             out.append(line[i : i + 2])
             i += 2
         elif line.startswith("{}", i):
-            out.append({"": '"$V"', '"': "$V", "'": "'\"$V\"'"}[inner])
+            out.append({"": '"$V"', '"': "${V}", "'": "'\"$V\"'"}[inner])
             n_places += 1
             i += 2
         elif line.startswith("$(", i) and inner != "'":

@@ -6,7 +6,7 @@ import asyncio
 import heapq
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 from .. import _protocol
@@ -101,17 +101,15 @@ class Reconciler:
         states: dict[Job, BackendState] = {}
         try:
             async with asyncio.timeout(_ANSWER_TIMEOUT_S):
-                states.update(await self._find([f for f in flights if f.job.jid is None]))
-                known = [flight.job for flight in flights if flight.job.jid is not None]
+                states.update(await self._find([f for f in _open(flights) if f.job.jid is None]))
+                known = [f.job for f in _open(flights) if f.job.jid is not None]
                 if known:
                     states.update(await self._scheduler.poll_jobs(known))
         except Exception as exc:  # noqa: BLE001  # a backend may raise anything: unknown, then
             logger.warning(
                 "%s does not tell about %d jobs: %s", self._scheduler.name, len(flights), exc
             )
-        for flight in flights:
-            if flight.is_closed:
-                continue
+        for flight in _open(flights):
             flight.checks += 1
             self.add(flight)
             state = states.get(flight.job)
@@ -124,10 +122,12 @@ class Reconciler:
             return {}
         keys = {self._scheduler.submission_key(flight.job): flight for flight in flights}
         for key, jid in (await self._scheduler.find_submitted(keys)).items():
-            keys.pop(key).job.jid = jid
+            flight = keys.pop(key)
+            if not flight.is_closed:
+                flight.job.jid = jid
         return {
             flight.job: BackendState(Phase.PENDING if self._may_live(flight) else Phase.GONE)
-            for flight in keys.values()
+            for flight in _open(keys.values())
         }
 
     def _may_live(self, flight: Flight) -> bool:
@@ -144,6 +144,11 @@ class Reconciler:
         if self._asking is not None:
             self._asking.cancel()
             await asyncio.wait([self._asking])
+
+
+def _open(flights: Iterable[Flight]) -> Iterator[Flight]:
+    """Those that are not over: the job of one that is may be in another attempt by now."""
+    return (flight for flight in flights if not flight.is_closed)
 
 
 def _is_stale(entry: tuple[float, int, Flight]) -> bool:
