@@ -27,26 +27,30 @@ def judge(
         scheduler: The backend.
         is_over: Whether the backend says that the attempt is over, so that there must be an end.
     """
-    job = flight.job
-    timeout = flight.timed_out
     if not scheduler.uses_wrapper:
         if not is_over or state is None:
             return None
-        if flight.kill_requested and state.rc is None and job.started_at is None:
+        if flight.kill_requested and state.rc is None and flight.job.started_at is None:
             return End.cancelled()
-        return End.from_state(state, kill=_is_killed(flight, state.rc), timeout=timeout)
-    try:
-        record = _protocol.read_end_record(job.local_dir, flight.tag)
-    except OSError as exc:
-        logger.warning("The end of %r cannot be read: %s", job, exc)
-        record = None
-    if record is not None:
-        kill = _is_killed(flight, record.rc)
-        return End.from_record(record, state, kill=kill, timeout=timeout)
-    end = _read_foreign_end(flight)
+        kill = _is_killed(flight, state.rc)
+        return End.from_state(state, kill=kill, timeout=flight.timed_out)
+    end = _read_recorded_end(flight, state) or _read_foreign_end(flight)
     if end is not None or not is_over or state is None:
         return end
     return _settle_without_record(flight, state)
+
+
+def _read_recorded_end(flight: Flight, state: BackendState | None) -> End | None:
+    """Believe what the end claim says, if there is one."""
+    try:
+        record = _protocol.read_end_record(flight.job.local_dir, flight.tag)
+    except OSError as exc:
+        logger.warning("The end of %r cannot be read: %s", flight.job, exc)
+        return None
+    if record is None:
+        return None
+    kill = _is_killed(flight, record.rc)
+    return End.from_record(record, state, kill=kill, timeout=flight.timed_out)
 
 
 def _is_killed(flight: Flight, rc: int | None) -> bool:
@@ -80,10 +84,14 @@ def _read_foreign_end(flight: Flight) -> End | None:
 
 
 def _has_begun(flight: Flight) -> bool:
-    """Whether there is a start claim, as far as that can be seen."""
+    """Whether a wrapper has the start claim, as far as that can be seen."""
+    if flight.job.started_at is not None:
+        return True
+    claim = read_start(flight)
+    if claim is not None:
+        return not claim.revoked
     try:
-        claim = _protocol.start_claim_path(flight.job.local_dir, flight.tag)
-        return flight.job.started_at is not None or _protocol.claim_exists(claim)
+        return _protocol.claim_exists(_protocol.start_claim_path(flight.job.local_dir, flight.tag))
     except OSError:
         return True
 
@@ -115,8 +123,11 @@ def _settle_without_record(flight: Flight, state: BackendState) -> End:
     except OSError:
         # Nothing can be written, so the wrapper could not either: its exit code is the command's.
         return end
-    # A claim that is there, but empty: the wrapper won it, and the disk was full.
-    return told if won else end
+    if won:
+        return told
+    # The wrapper won it: a file system that lags may have hidden that until now. If the claim is
+    # empty all the same, the disk was full.
+    return _read_recorded_end(flight, state) or end
 
 
 def claim_lost(flight: Flight, state: BackendState, scheduler: Scheduler) -> End | None:

@@ -25,7 +25,7 @@ __all__ = ["Watching"]
 _POLLING_HOOK_INTERVAL_S = 1.0
 #: How long a killed job that the backend has forgotten may take to tell its end itself.
 _KILLED_GRACE_S = 0.5
-#: How long a failure may go untold while the backend is asked why, and between two such questions.
+#: How long a failure may go untold while the backend is asked why, and until it is asked (again).
 _EXPLANATION_S, _EXPLANATION_PAUSE_S = 15.0, 0.5
 
 
@@ -124,8 +124,8 @@ class Watching:
         flight.checks = 0
         if runs:
             self.mark_started(flight, event.epoch_ms / 1000)
-        else:
-            self._look(flight, None)
+        elif not self._look(flight, None):
+            self.reconciler.add(flight, _EXPLANATION_PAUSE_S)  # it is not to be seen yet
 
     def _hear_it_is_there(self, flight: Flight, state: BackendState) -> None:
         """The backend has it, pending or running; jobs that tell by themselves know better."""
