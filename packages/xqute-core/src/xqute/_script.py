@@ -36,6 +36,7 @@ def render_script(scheduler: Scheduler, job: Job) -> str:
                 timeout_s=0 if scheduler.enforces_timeout else scheduler.timeout_of(job),
                 grace_s=scheduler.kill_grace_s,
                 native_id=f'"${{{native_id}-}}"' if native_id else "''",
+                restarts=scheduler.may_restart(job),
             ),
             "environment": wrapper.build_environment(scheduler.environment_of(job)),
             "cwd": "" if cwd is None else os.fspath(cwd),

@@ -410,9 +410,13 @@ class Job:
                     os.rename(f"{self.local_dir}/{name}", f"{kept}/{name}")
 
     def _remove(self, names: list[str]) -> None:
-        # Claims of attempts that have ended, too; the others still forbid a late start. The ends go
-        # last: whoever is killed in between leaves what the next one removes.
-        ended = [name for name in names if name.startswith("job.end.")]
+        # Claims of attempts that have ended, too; the others still forbid a late start, and so do
+        # those of attempts that the backend may start again. The ends go last: whoever is killed in
+        # between leaves what the next one removes.
+        kept = {name.split(".")[2] for name in names if name.startswith("job.restarts.")}
+        ended = [
+            name for name in names if name.startswith("job.end.") and name.split(".")[2] not in kept
+        ]
         started = [f"job.start.{name.removeprefix('job.end.')}" for name in ended]
         for name in (*_ATTEMPT_FILES.intersection(names), *started, *ended):
             with suppress(FileNotFoundError):

@@ -402,6 +402,15 @@ class Scheduler(ABC):
         """Tell whether the backend says that a submitted job has failed without having run."""
         return False
 
+    def may_restart(self, job: Job) -> bool:
+        """Whether the backend was told that it may start an attempt of a job again by itself.
+
+        The wrapper then takes ``xq_restart``, which `jobcmd_wrapper_init` sets, for whether it has.
+        Each start has an end of its own; whoever is told by the backend that it starts the attempt
+        no more has to make that of the last one the attempt's.
+        """
+        return False
+
     @property
     def leaves_events(self) -> bool:
         """Whether jobs announce changes in the event spool; False where something is faster."""

@@ -120,6 +120,7 @@ def build_parameters(
     grace_s: float = 10,
     restart: str = "0",
     native_id: str = "''",
+    restarts: bool = False,
 ) -> str:
     """The section `parameters`.
 
@@ -133,6 +134,7 @@ def build_parameters(
         grace_s: seconds between TERM and KILL.
         restart: a bash word that gives the number of the backend's own restart.
         native_id: a bash word that gives the backend's id of this job.
+        restarts: whether the backend may start this attempt again by itself.
     """
     tag = quote(tag) if tag else str(attempt)
     text = f"xq_dir={quote(directory)}\nxq_tag={tag}\nxq_native={native_id}\n"
@@ -143,6 +145,8 @@ def build_parameters(
         )
     if timeout_s:
         text += f"xq_timeout_s={timeout_s:.3f}\nxq_grace_s={grace_s:.3f}\n"
+    if restarts:
+        text += "xq_restarts=1\n"
     return text
 
 
@@ -195,6 +199,7 @@ def render(sections: Mapping[str, str]) -> str:
     plan = _plan(
         spool="\nxq_spool=" in parameters,
         timeout="\nxq_timeout_s=" in parameters,
+        restarts="\nxq_restarts=" in parameters,
         hooked=hooked,
         cwd=bool(cwd),
     )
@@ -208,11 +213,15 @@ class _Piece(NamedTuple):
 
 
 @cache
-def _plan(*, spool: bool, timeout: bool, hooked: bool, cwd: bool) -> tuple[_Piece, ...]:
+def _plan(
+    *, spool: bool, timeout: bool, restarts: bool, hooked: bool, cwd: bool
+) -> tuple[_Piece, ...]:
     """The template with only these blocks, without comments, as text between places."""
     wanted = {
         "spool": spool,
         "timeout": timeout,
+        "restarts": restarts,
+        "once": not restarts,
         "hooked": hooked,
         "cwd": cwd,
         "plain": not hooked,

@@ -19,6 +19,7 @@ xq_restart=0        # how often the backend itself restarted this attempt
 xq_timeout_s=60     # seconds until TERM
 xq_grace_s=10       # seconds between TERM and KILL
 xq_native=''        # the backend's own id of this job
+xq_restarts=1       # only where the backend may start an attempt again
 #@
 #@ wrapper_init
 #@
@@ -49,7 +50,7 @@ xq_finish() {
     trap '' TERM INT HUP QUIT XCPU USR1 USR2
     local status=7
     [[ $xq_rc == 0 && -z $xq_cause ]] && status=6
-    if xq_claim "$xq_dir/job.end.$xq_tag" "$xq_rc $status ${xq_cause:-${xq_term:+TERMINATED}}"; then
+    if xq_claim "$xq_dir/job.end.$xq_tag$xq_first" "$xq_rc $status ${xq_cause:-${xq_term:+TERMINATED}}"; then
         printf '%s' "$xq_rc" >"$xq_dir/job.rc"
         xq_status "$status"
 #? spool
@@ -212,7 +213,7 @@ xq_guard() {
 }
 #?
 
-xq_term='' xq_boot='' xq_line='' xq_untold=''
+xq_term='' xq_boot='' xq_line='' xq_untold='' xq_first='' xq_start=''
 {
     # HOSTNAME may be inherited from another host.
     read -r xq_host </proc/sys/kernel/hostname || xq_host=$HOSTNAME
@@ -225,13 +226,35 @@ xq_stat=(${xq_line##*) })
 if [[ ${1-} == await-turn ]]; then read -r || exit 121; fi
 trap xq_term=1 TERM INT HUP QUIT XCPU
 trap : USR1 USR2
-if ! xq_claim "$xq_dir/job.start.$xq_tag" \
-    "${xq_host:--} ${xq_boot:--} $$ ${xq_stat[19]:--} ${xq_native:--}"; then
-    [[ -e $xq_dir/job.start.$xq_tag ]] && exit 121
-    exit 122
+xq_who="${xq_host:--} ${xq_boot:--} $$ ${xq_stat[19]:--} ${xq_native:--}"
+#? restarts
+# Whoever starts this script says for which attempt: by now it may be that of a later one.
+if [[ ${1-$xq_tag} != "$xq_tag" ]]; then exit 121; fi
+#?
+if ! xq_claim "$xq_dir/job.start.$xq_tag" "$xq_who"; then
+    [[ -e $xq_dir/job.start.$xq_tag ]] || exit 122
+#? once
+    exit 121
+#?
+#? restarts
+    # Not started again, so this start is somebody else's; or the driver has revoked the attempt.
+    if [[ ${xq_restart:-0} == 0 ]]; then exit 121; fi
+    read -r xq_line <"$xq_dir/job.start.$xq_tag"
+    if [[ -z $xq_line || $xq_line == revoked* ]]; then exit 121; fi
+    xq_start=1
+    until xq_claim "$xq_dir/job.start.$xq_tag.$xq_start" "$xq_who"; do
+        [[ -e $xq_dir/job.start.$xq_tag.$xq_start ]] || exit 122
+        xq_start=$((xq_start + 1))
+    done
+#?
 fi
 # Somebody has given this attempt up meanwhile: what they wrote stands.
 [[ -e $xq_dir/job.end.$xq_tag ]] && exit 121
+#? restarts
+# Each start has an end of its own. Only the backend knows which was the last, whose end is the
+# attempt's; the driver asks it.
+if [[ $xq_start ]]; then xq_tag+=.$xq_start; else xq_first=.0; fi
+#?
 
 #? timeout
 exec 4< <(xq_guard)
