@@ -149,15 +149,36 @@ async def test_a_job_in_error_has_failed_with_the_reason_and_is_removed(
     assert cell.run("qstat") == ""
 
 
-async def test_a_job_that_grid_engine_starts_again_runs_once(tmp_path, cell):
-    """It may be told to, with `r`: the second start finds that the attempt has been started."""
+async def test_the_end_of_the_last_start_is_that_of_a_job_which_grid_engine_starts_again(
+    tmp_path, cell
+):
+    """It may where it was told to, with `r`; the first start makes a success of being ended."""
+    again = "((RESTARTED)) && exit $1; trap 'exit 0' TERM; echo ready; sleep 60 & wait"
     async with running(tmp_path, r="y") as xq:
-        job = await xq.feed(bash(f"{ONCE}echo ready; exec sleep 60"))
+        alone = await xq.feed(bash(f"{ONCE}{again}", "4"))
+        await until_ready(alone)
+        tasks = [await xq.feed(bash(f"{ONCE}{again}", rc)) for rc in ("5", "0")]
+        once = await xq.feed(bash(f"{ONCE}exit 6"))
+        for job in tasks:
+            await until_ready(job)
+        for job in (alone, *tasks):
+            cell.configure("qmod", "-rj", job.jid)
+    assert [(job.rc, job.outcome) for job in (alone, *tasks, once)] == [
+        *((4, JobOutcome.FAILED), (5, JobOutcome.FAILED)),
+        *((0, JobOutcome.SUCCEEDED), (6, JobOutcome.FAILED)),
+    ]
+    assert [job.cause for job in (alone, tasks[0], once)] == [JobCause.EXIT_CODE] * 3
+    assert [runs_of(job) for job in (alone, *tasks, once)] == [2, 2, 2, 1]
+    assert {job.trial_count for job in xq.jobs} == {0}
+
+
+async def test_a_job_that_may_start_again_and_is_deleted_says_so(tmp_path, cell):
+    async with running(tmp_path, r="y") as xq:
+        job = await xq.feed(bash(f"{ONCE}trap 'exit 3' TERM; echo ready; sleep 60 & wait"))
         await until_ready(job)
-        cell.configure("qmod", "-rj", job.jid)
+        cell.run("qdel", job.jid)
+    assert (job.rc, job.outcome, job.cause) == (3, JobOutcome.FAILED, JobCause.REQUESTED)
     assert runs_of(job) == 1
-    assert job.outcome in (JobOutcome.FAILED, JobOutcome.LOST)
-    assert job.reason
 
 
 async def test_a_job_that_is_removed_by_force_is_no_success(tmp_path, cell):

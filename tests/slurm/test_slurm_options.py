@@ -36,6 +36,14 @@ def test_options_that_are_false_or_none_are_left_out(tmp_path):
     assert len(lines(tmp_path, exclusive=False, mem=None)) == 4
 
 
+def test_whoever_asks_for_requeue_has_it(tmp_path):
+    assert "#SBATCH --requeue" in lines(tmp_path, requeue=True)
+    assert "#SBATCH --no-requeue" not in lines(tmp_path, requeue=True)
+    own = lines(tmp_path, requeue=True, job={"scheduler_opts": {"requeue": False}})
+    assert "#SBATCH --no-requeue" in own
+    assert "#SBATCH --requeue" not in own
+
+
 def test_both_names_of_an_option_are_one_option():
     assert build_options({"partition": "a"}, {"p": "b"})[2:] == ("-p b",)
     assert build_options({"output": "x"})[1:] == ("--output=x",)
@@ -86,7 +94,6 @@ def test_what_a_job_says_goes_before_what_the_scheduler_says(tmp_path):
     [
         ({"array": "0-3"}, "array_size"),
         ({"J": "name"}, "jobname_prefix"),
-        ({"requeue": True}, "again by itself"),
         ({"wrap": "true"}, "scripts"),
         ({"comment": "a\nb"}, "one line"),
         ({"comment": ["a", "b"]}, "text or a number"),

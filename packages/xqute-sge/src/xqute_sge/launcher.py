@@ -26,6 +26,7 @@ def render_launcher(
     grace_s: float,
     limit_s: int | None,
     wait_s: float,
+    restarts: bool = False,
 ) -> str:
     """Give the whole script.
 
@@ -38,6 +39,7 @@ def render_launcher(
         grace_s: Seconds between TERM and KILL.
         limit_s: Seconds until Grid Engine ends the job; None: no limit is known.
         wait_s: Seconds that a file system may take to show the wrapper.
+        restarts: Whether Grid Engine may start the job again.
     """
     parameters = {
         "xq_workdir": quote(workdir),
@@ -47,6 +49,7 @@ def render_launcher(
         "xq_grace_ds": str(max(1, round(grace_s * 10))),
         "xq_limit_s": str(limit_s or 0),
         "xq_wait_ds": str(max(1, round(wait_s * 10))),
+        "xq_restarts": "1" if restarts else "",
     }
     lines = "".join(f"{name}={value}\n" for name, value in parameters.items())
     body_before, body_after = _template()

@@ -12,6 +12,7 @@ xq_wrapper=job.wrapped.sge
 xq_grace_ds=100 # tenths of a second between TERM and KILL
 xq_limit_s=0    # the job's h_rt; 0: none is known
 xq_wait_ds=300  # tenths of a second until the job's folder must be seen
+xq_restarts=''  # 1: Grid Engine may start the job again
 #@
 
 # What it exits with where the job's own code would mean something else to Grid Engine (99, 100), or to us.
@@ -74,7 +75,12 @@ if ((xq_n == 0)); then
     exit "$xq_rc_unseen"
 fi
 # The attempt was given up: the wrapper that is there now may be of a later one.
-if [[ -e $xq_dir/job.start.$xq_tag ]]; then exit 121; fi
+if [[ $xq_restarts && ${RESTARTED:-0} != 0 ]]; then
+    # What was said of the end of the start before.
+    : >"$xq_dir/job.sge.$xq_tag"
+elif [[ -e $xq_dir/job.start.$xq_tag ]]; then
+    exit 121
+fi
 
 xq_why=''
 trap xq_end USR2 TERM INT HUP
@@ -84,7 +90,7 @@ set -m
 {
     trap - USR1 TERM INT HUP XCPU
     trap '' USR2
-    exec /bin/bash -p "$xq_dir/$xq_wrapper"
+    exec /bin/bash -p "$xq_dir/$xq_wrapper" ${xq_restarts:+"$xq_tag"}
 } </dev/null 8>&- &
 xq_pid=$!
 set +m

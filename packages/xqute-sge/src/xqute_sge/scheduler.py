@@ -45,6 +45,7 @@ class SgeScheduler(ClusterScheduler):
     name = "sge"
     task_place: ClassVar[str] = "SGE_TASK_ID-1"
     native_id_variable: ClassVar[str] = "XQUTE_NATIVE_ID"
+    restarted: ClassVar[str] = "RESTARTED"
 
     def __init__(
         self,
@@ -107,6 +108,16 @@ class SgeScheduler(ClusterScheduler):
                 lines.append(f"#$ -tc {self.max_running}")
         return "\n".join(lines)
 
+    def may_restart(self, job: Job) -> bool:
+        """Whether the job has the option ``r``."""
+        own = (job.scheduler_opts or {}).get("r")
+        return (self.config.get("r") if own is None else own) in (True, "y", "yes")
+
+    @property
+    def jobcmd_wrapper_init(self) -> str:
+        """Bash code that tells the wrapper whether Grid Engine has started the job again."""
+        return f"xq_restart=${{{self.restarted}:-0}}"
+
     def _write_script(self, submission: Submission, name: str, jobs: Sequence[Job]) -> str:
         """Write the launcher. Others can read what Grid Engine spools: it is given no wrapper."""
         first = jobs[0]
@@ -122,6 +133,7 @@ class SgeScheduler(ClusterScheduler):
             grace_s=self.kill_grace_s,
             limit_s=options.limit_s(lines),
             wait_s=self.visible_within_s,
+            restarts=self.may_restart(first),
         )
         tasks = [self.submission_key(job) for job in submission.jobs]
         return self._plans.write(str(self.workdir), submission.key, tasks, script)
@@ -195,6 +207,9 @@ class SgeScheduler(ClusterScheduler):
             else:
                 asked.append(job)
         states.update(await super().poll_jobs(asked))
+        for job, state in states.items():
+            if state.phase is Phase.ENDED and state.rc and self.may_restart(job):
+                states[job] = self._read_note(job) or state
         broken = [
             job
             for job, state in states.items()

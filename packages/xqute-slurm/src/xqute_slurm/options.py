@@ -49,7 +49,6 @@ _OURS = {
     "job-name": "it identifies the submission; see jobname_prefix",
     "no-requeue": "that is so already",
     "parsable": "that is so already",
-    "requeue": "xqute submits preempted jobs, and those whose node failed, again by itself",
     "test-only": "nothing would run",
     "wait": "xqute waits itself",
     "wrap": "xqute submits scripts",
@@ -137,9 +136,11 @@ def build_options(
     Raises:
         ConfigError: If an option makes no sense.
     """
-    lines = {"no-requeue": "--no-requeue", "output": "--output=/dev/null"}
+    lines = {"requeue": "--no-requeue", "output": "--output=/dev/null"}
     for layer in layers:
         lines.update(normalise(layer))
+        if layer.get("requeue") is False:
+            lines["requeue"] = "--no-requeue"
     if signal_before_end_s is not None:
         if "signal" in lines:
             raise ConfigError("slurm: there are both signal_before_end_s and the option 'signal'")

@@ -35,6 +35,7 @@ class SlurmScheduler(ClusterScheduler):
 
     name = "slurm"
     task_place = "SLURM_ARRAY_TASK_ID"
+    restarted = "SLURM_RESTART_COUNT"
 
     def __init__(
         self,
@@ -82,13 +83,18 @@ class SlurmScheduler(ClusterScheduler):
         shebang = f"#!{JOBCMD_WRAPPER_LANG} -p"
         return build_head(shebang, options, name, n_tasks, self.max_running)
 
+    def may_restart(self, job: Job) -> bool:
+        """Whether the job has the option ``requeue``."""
+        own = (job.scheduler_opts or {}).get("requeue")
+        return bool(self.config.get("requeue") if own is None else own)
+
     @property
     def jobcmd_wrapper_init(self) -> str:
         """Bash code that tells the wrapper its native id, and how often Slurm has restarted it."""
         return (
             "xq_native=${SLURM_ARRAY_JOB_ID-${SLURM_JOB_ID-}}"
             "${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}\n"
-            "xq_restart=${SLURM_RESTART_COUNT:-0}"
+            f"xq_restart=${{{self.restarted}:-0}}"
         )
 
     # --- what is asked of Slurm ----------------------------------------------------------------

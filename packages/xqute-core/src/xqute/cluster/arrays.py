@@ -90,6 +90,7 @@ def render_dispatch(
     wrapper_name: str,
     place: str,
     forward: str = "",
+    restarted: str = "",
     shell: str = JOBCMD_WRAPPER_LANG,
 ) -> str:
     """Give the script that goes to the backend and starts a job's own wrapper.
@@ -105,20 +106,24 @@ def render_dispatch(
         place: A bash arithmetic expression that gives the task's place in that order.
         forward: The name of a signal that the backend sends to this script alone, and that all
             processes of the job are to get; empty: there is none.
+        restarted: The variable that says how often the backend has started the task again; empty:
+            it does not do that, and an attempt that has been started is not begun.
         shell: What runs the wrapper.
     """
     start = "exec " if not forward else ""
+    run = f'{shell} -p "$xq_dir"/{wrapper_name}' + (f" {tag}" if restarted else "")
+    first = f"${{{restarted}:-0}} == 0 && " if restarted else ""
     lines = [
         head.rstrip("\n"),
         f"xq_folders=({' '.join(folders)})",
         f"xq_dir={quote(workdir)}/${{xq_folders[{place}]}}",
-        f"[[ -e $xq_dir/job.start.{tag} ]] && exit 121",
-        f'{start}{shell} -p "$xq_dir"/{wrapper_name}',
+        f"[[ {first}-e $xq_dir/job.start.{tag} ]] && exit 121",
+        f"{start}{run}",
     ]
     if forward:
         lines[-1:] = [
             # In braces: a plain background command would ignore SIGINT.
-            f'{{ {shell} -p "$xq_dir"/{wrapper_name}; }} &',
+            f"{{ {run}; }} &",
             f"trap 'trap : {forward}; kill -s {forward} 0' {forward}",
             "trap : TERM",
             "while :; do",

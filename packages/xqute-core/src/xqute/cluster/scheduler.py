@@ -16,6 +16,7 @@ from ..errors import ConfigError, SchedulerError, SubmitError
 from ..job import Job
 from ..scheduler import BackendState, Phase, Scheduler, Submission
 from ..utils import logger
+from . import restarts
 from .arrays import Plans, render_dispatch
 from .queue import Queue, QueueRow, Snapshot
 from .rounds import Rounds
@@ -50,6 +51,8 @@ class ClusterScheduler(Scheduler):
     explains_failures = True
     #: A bash arithmetic expression: the place of a task in its array, from 0.
     task_place: ClassVar[str] = ""
+    #: The environment variable that says whether the backend has started the job again: not 0.
+    restarted: ClassVar[str] = ""
 
     def __init__(
         self,
@@ -205,6 +208,8 @@ class ClusterScheduler(Scheduler):
         for job in submission.jobs:
             try:
                 self._write_wrapper(job)
+                if self.may_restart(job):
+                    job.write_file(f"job.restarts.{self.claim_tag(job)}", "")  # see `Job.clean`
             except ConfigError as exc:
                 answers[job] = SubmitError(str(exc))
             except Exception as exc:  # noqa: BLE001  # a hook of a plugin's, perhaps: it is told
@@ -247,6 +252,7 @@ class ClusterScheduler(Scheduler):
             wrapper_name=f"job.wrapped.{self.name}",
             place="0" if n_tasks is None else self.task_place,
             forward="" if self.signal_before_end_s is None else "USR1",
+            restarted=self.restarted if self.may_restart(jobs[0]) else "",
             shell=JOBCMD_WRAPPER_LANG,
         )
         tasks = [self.submission_key(job) for job in submission.jobs]
@@ -331,17 +337,10 @@ class ClusterScheduler(Scheduler):
         """
         states = {job: BackendState(Phase.GONE) for job in jobs if job.jid is None}
         records = {job: self._read_end(job) for job in jobs if job.jid is not None}
-        seen = self._queue.last.rows if self._queue.last else {}
-        jids = []
-        for job, record in list(records.items()):
-            if record is not None and record.rc == 0:
-                del records[job]  # the queue knows nothing better
-                states[job] = BackendState(Phase.ENDED, 0)
-            elif not _has_ended(self._row_of(job, seen)):
-                jids.append(str(job.jid))
-                if record is not None:
-                    self._queue.touch(str(job.jid), hurry=True)
-        queue = await self._queue.look(jids, self.recheck_interval) if jids else self._queue.last
+        for job in [job for job, record in records.items() if record and record.rc == 0]:
+            del records[job]  # the queue knows nothing better
+            states[job] = BackendState(Phase.ENDED, 0)
+        queue = await self._look_at_queue(records) if records else self._queue.last
         if queue is None:
             return states
         over: dict[Job, QueueRow | None] = {}
@@ -353,11 +352,56 @@ class ClusterScheduler(Scheduler):
                 self._missed.pop(self.submission_key(job), None)
                 self._tell_why_it_waits(job, row)
                 states[job] = row.state
-            elif record is None and self._missed_s(job) < self.lost_grace_s:
+            elif record is None and self._is_awaited(job, row):
                 states[job] = BackendState(Phase.GONE)
             else:
                 over[job] = row
+        states.update(self._settle_restarts(over, records))
         states.update(await self._explain(over, records, queue))
+        return states
+
+    async def _look_at_queue(
+        self, records: Mapping[Job, _protocol.EndRecord | None]
+    ) -> Snapshot | None:
+        """Look for these jobs, of which some have told their end; None: it is too early."""
+        seen = self._queue.last.rows if self._queue.last else {}
+        jids = []
+        for job, record in records.items():
+            row = self._row_of(job, seen)
+            if not _has_ended(row):
+                jids.append(str(job.jid))
+                if record is not None or self._may_be_over(job, row):
+                    self._queue.touch(str(job.jid), hurry=True)
+        return await self._queue.look(jids, self.recheck_interval) if jids else self._queue.last
+
+    def _may_be_over(self, job: Job, row: QueueRow | None) -> bool:
+        """Whether a start of a job has ended, and it is not known to wait for another."""
+        waits = row is not None and row.state.phase is Phase.PENDING
+        return self.may_restart(job) and not waits and self._read_last_end(job) is not None
+
+    def _read_last_end(self, job: Job) -> _protocol.EndRecord | None:
+        return restarts.read_last_end(job.local_dir, self.claim_tag(job))
+
+    def _is_awaited(self, job: Job, row: QueueRow | None) -> bool:
+        """Whether what a job has left, which is over, may still come to be seen."""
+        if self._missed_s(job) >= self.lost_grace_s:
+            return False
+        last = None if row is None else self._read_last_end(job)
+        return row is None or last is None or last.rc != row.state.rc
+
+    def _settle_restarts(
+        self, over: dict[Job, QueueRow | None], records: Mapping[Job, _protocol.EndRecord | None]
+    ) -> dict[Job, BackendState]:
+        """Take out those that the backend has started again or may have, and tell their ends."""
+        states = {}
+        for job in [job for job in over if records[job] is None]:
+            last = self._read_last_end(job)
+            if last is not None:
+                restarts.settle(job.local_dir, self.claim_tag(job), last)
+                row = over.pop(job)
+                ended = BackendState(Phase.ENDED, last.rc)
+                has_succeeded = last.rc == 0 and not last.cause
+                states[job] = ended if row is None or has_succeeded else row.state
         return states
 
     def _read_end(self, job: Job) -> _protocol.EndRecord | None:
@@ -405,7 +449,10 @@ class ClusterScheduler(Scheduler):
             best = heard or row
             state = best.state if best is not None else BackendState(Phase.GONE)
             if records[job] is None and not state.cause and not self._has_started(job):
-                state = self._explain_no_start(job, state, queue)
+                explained = self._explain_no_start(job, state, queue)
+                # A file system that lags may hide that it has: its claim can be made only once.
+                if explained.cause and self._never_starts(job):
+                    state = explained
             states[job] = state
         return states
 
@@ -415,6 +462,13 @@ class ClusterScheduler(Scheduler):
             return _protocol.claim_exists(start_claim)
         except OSError:
             return True  # that is not known
+
+    def _never_starts(self, job: Job) -> bool:
+        """Make sure that a job that is over has not started; False: it has, or nobody knows."""
+        try:
+            return _protocol.revoke_start(job.local_dir, self.claim_tag(job), "driver")
+        except OSError:
+            return False
 
     def _explain_no_start(self, job: Job, state: BackendState, queue: Snapshot) -> BackendState:
         """Say why a job that is over never began: it was removed, or did not see its folder."""
