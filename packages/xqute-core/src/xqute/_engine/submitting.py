@@ -66,7 +66,7 @@ class Submitting:
         self._held_until_s = 0.0
         #: Since when (loop time) the disk takes nothing; None: it does.
         self._disk_fails_since_s: float | None = None
-        self._came_s = self._lingers_since_s = float("-inf")
+        self._came_s = self._last_came_s = self._lingers_since_s = float("-inf")
         self._linger: asyncio.TimerHandle | None = None
 
     def queue(self, job: Job, *, first: bool = False) -> None:
@@ -185,8 +185,13 @@ class Submitting:
         if self._lingers_since_s < 0:
             self._lingers_since_s = now_s
         until_s = self._lingers_since_s + scheduler.linger_s
-        if len(self._waiting) <= room:
+        if now_s < until_s and len(self._waiting) <= room:
             until_s = min(until_s, self._came_s + _GATHER_S)
+            if now_s >= until_s and self._last_came_s != self._came_s:
+                # On a busy machine a turn of the event loop may take longer. So there must have
+                # been one, at least, for whoever feeds, and nothing fed in it.
+                self._last_came_s = self._came_s
+                until_s = now_s + _GATHER_S / 10
         if now_s >= until_s:
             self._lingers_since_s = float("-inf")
             return False
