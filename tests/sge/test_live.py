@@ -333,10 +333,11 @@ async def test_an_array_larger_than_the_site_allows_goes_in_parts(tmp_path, cell
     assert [runs_of(job) for job in jobs] == [1] * 10
 
 
-async def test_a_limit_of_jobs_delays_and_is_not_charged(tmp_path, cell):
+@pytest.mark.parametrize("array_size", [1, 2, 1000])
+async def test_a_limit_of_jobs_delays_and_is_not_charged(tmp_path, cell, array_size):
     with changed(cell, max_u_jobs=3):
         commands = [bash(f"{ONCE}sleep 0.2") for _ in range(8)]
-        jobs = await run(tmp_path, *commands, forks=40, array_size=1)
+        jobs = await run(tmp_path, *commands, forks=40, array_size=array_size)
     assert [(job.outcome, job.trial_count) for job in jobs] == [(JobOutcome.SUCCEEDED, 0)] * 8
     assert [runs_of(job) for job in jobs] == [1] * 8
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 
 import pytest
 
@@ -37,8 +38,37 @@ async def test_many_jobs_are_one_array_and_each_has_its_own_end(slurm, shims, tm
     assert shims.count("sbatch") == 1
     array = str(xq.jobs[0].jid).partition("_")[0]
     assert [job.jid for job in xq.jobs] == [f"{array}_{number}" for number in range(40)]
-    for file in (tmp_path / "w" / ".run" / "plans").iterdir():
-        assert file.stat().st_mode & 0o077 == 0, f"{file} is for the user alone"
+
+
+async def test_a_plan_is_the_users_alone_and_stays_as_long_as_it_has_jobs(slurm, tmp_path):
+    folder = tmp_path / "w" / ".run" / "plans"
+    script = 'until [[ -e "$XQUTE_METADIR/go-$1" ]]; do sleep 0.1; done; exit $XQUTE_JOB_TRIAL'
+
+    def keys():
+        return sorted(path.stem for path in folder.glob("*.sh"))
+
+    async with slurm_run(tmp_path / "w", error_strategy="retry", num_retries=1) as xq:
+        for number in (0, 0, 1, 1):
+            job = await xq.feed(bash(script, str(number)))
+            if job.index % 2:
+                await until_submitted(job)
+        first, second = keys()
+        for file in folder.iterdir():
+            assert file.stat().st_mode & 0o077 == 0, f"{file} is for the user alone"
+        (tmp_path / "w" / "go-0").touch()
+        for job in xq.jobs[:2]:
+            await job.wait()
+        late = [await xq.feed(bash(script, "1")) for _ in range(2)]
+        await until_submitted(late[1])
+        assert first not in keys()
+        assert second in keys()
+        await xq.detach()
+    assert second in keys()
+    (tmp_path / "w" / "go-1").touch()
+    await until(lambda: slurm.names() == [], "they have ended", 60)
+    async with slurm_run(tmp_path / "w") as xq:
+        await xq.feed(bash("exit 0"))
+    assert list(folder.iterdir()) == []
 
 
 async def test_the_native_id_is_in_the_start_claim(slurm, tmp_path):
@@ -133,6 +163,33 @@ async def test_a_refusal_for_now_waits_and_loses_nothing(slurm, shims, tmp_path)
     async with slurm_run(tmp_path / "w", num_retries=0) as xq:
         jobs = [await xq.feed(bash("exit 6")) for _ in range(5)]
     assert [(job.rc, job.trial_count) for job in jobs] == [(6, 0)] * 5
+
+
+@pytest.mark.needs("slurmdbd", "mariadbd")
+async def test_a_limit_of_the_users_delays_and_is_not_charged(new_slurm, shims, tmp_path, caplog):
+    """An array is as many jobs as it has tasks: one that is too long would never be accepted."""
+    slurm = new_slurm(nodes=1, db=1, extra="AccountingStorageEnforce=associations,limits,qos")
+    limits = {
+        "AssocMaxSubmitJobLimit": ("user", "root", "MaxSubmitJobs"),
+        "QOSMaxSubmitJobPerUserLimit": ("qos", "normal", "MaxSubmitJobsPerUser"),
+    }
+    for reason, (kind, name, limit) in limits.items():
+        slurm.ask("sacctmgr", "-i", "modify", kind, name, "set", f"{limit}=4")
+        await until(lambda: is_refused(slurm, reason), "the limit is known", 60)  # noqa: B023
+        async with slurm_run(tmp_path / reason, num_retries=0) as xq:
+            for number in range(7):
+                await xq.feed(bash(f"{APPENDS}; exit {number}"))
+        assert [(job.rc, job.trial_count) for job in xq.jobs] == [(n, 0) for n in range(7)]
+        assert [len(runs_of(job)) for job in xq.jobs] == [1] * 7
+        assert "limit" in caplog.text
+        slurm.ask("sacctmgr", "-i", "modify", kind, name, "set", f"{limit}=-1")
+
+
+def is_refused(slurm, reason):
+    """Whether an array of five is refused for this reason."""
+    argv = ["sbatch", "--test-only", "--array=0-4", "-o", "/dev/null", "--wrap", "true"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+    return reason in done.stderr
 
 
 async def test_keys_are_found_by_a_scheduler_that_knows_nothing(slurm, tmp_path):

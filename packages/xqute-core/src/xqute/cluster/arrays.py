@@ -2,17 +2,21 @@
 
 A plan has two files in ``<workdir>/.run/plans``, which only the user can read, and which are there
 before the plan leaves: ``<key>.sh``, the script, and ``<key>``, the submission key of each task, a
-line each. So whoever comes later can tell whose a task is.
+line each. So whoever comes later can tell whose a task is. They are removed when all of its jobs
+have ended for good.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 
-from .. import _files
+from .. import _files, _protocol
 from ..defaults import JOBCMD_WRAPPER_LANG
+from ..job import Job
 from ..wrapper import quote
 
 __all__ = ["Plans", "render_dispatch"]
@@ -20,6 +24,7 @@ __all__ = ["Plans", "render_dispatch"]
 #: How many plans are remembered; the others are read again when they are needed.
 _MANY = 256
 _READ_BYTES = 64 * 1024 * 1024
+_TASK_KEY = re.compile(r"xq-([^-]+)-(\d+)-(\d+)")
 
 
 class Plans:
@@ -27,14 +32,19 @@ class Plans:
 
     def __init__(self) -> None:
         self._known: OrderedDict[str, tuple[str, ...]] = OrderedDict()
+        #: Of the plans that were written here: whoever is not known to have ended.
+        self._open: dict[str, list[Job]] = {}
 
-    def write(self, workdir: str, key: str, tasks: Sequence[str], script: str) -> str:
+    def write(
+        self, workdir: str, key: str, tasks: Sequence[str], jobs: Sequence[Job], script: str
+    ) -> str:
         """Write a plan down; give the path of its script.
 
         Args:
             workdir: The folder of the run, as seen from here.
             key: The plan's.
             tasks: The submission keys of its jobs, in the order of the tasks.
+            jobs: Those jobs.
             script: What each task runs.
 
         Raises:
@@ -46,7 +56,36 @@ class Plans:
         path = f"{folder}/{key}.sh"
         _files.write_text(path, script)
         self._remember(key, tuple(tasks))
+        self._open[key] = list(jobs)
         return path
+
+    def prune(self, workdir: str) -> None:
+        """Remove the plans that were written here and whose jobs have all ended for good."""
+        for key, jobs in list(self._open.items()):
+            while jobs and jobs[-1].driver is None and jobs[-1].outcome is not None:
+                jobs.pop()
+            if not jobs:
+                del self._open[key]
+                self._remove(workdir, key)
+
+    def prune_old(self, workdir: str) -> None:
+        """Remove what earlier runs have left of plans all of whose tasks have an end.
+
+        Nobody else may be at work there.
+
+        Raises:
+            OSError: If something cannot be read.
+        """
+        for key in _plans_in(workdir):
+            text = _files.read_text(f"{_folder(workdir)}/{key}", _READ_BYTES) or ""
+            if all(_has_ended(workdir, task) for task in text.splitlines()):
+                self._remove(workdir, key)
+
+    def _remove(self, workdir: str, key: str) -> None:
+        self._known.pop(key, None)
+        for path in (f"{_folder(workdir)}/{key}.sh", f"{_folder(workdir)}/{key}"):
+            with suppress(OSError):  # it is only in nobody's way
+                os.unlink(path)
 
     def tasks_of(self, workdir: str, key: str) -> tuple[str, ...]:
         """Give the submission keys of a plan's jobs; none if there is no such plan."""
@@ -63,14 +102,9 @@ class Plans:
 
     def find(self, workdir: str, wanted: set[str]) -> dict[str, tuple[str, int]]:
         """Find, for each of these submission keys, its plan and its place there."""
-        try:
-            names = os.listdir(_folder(workdir))
-        except FileNotFoundError:
-            return {}
         return {
             task: (name, place)
-            for name in names
-            if not name.endswith(".sh")
+            for name in _plans_in(workdir)
             for place, task in enumerate(self.tasks_of(workdir, name))
             if task in wanted
         }
@@ -134,6 +168,25 @@ def render_dispatch(
             'exit "$xq_rc"',
         ]
     return "\n".join([*lines, ""])
+
+
+def _plans_in(workdir: str) -> list[str]:
+    """Give the keys of the plans of a workdir."""
+    try:
+        names = os.listdir(_folder(workdir))
+    except FileNotFoundError:
+        return []
+    return [name for name in names if not name.endswith(".sh")]
+
+
+def _has_ended(workdir: str, task: str) -> bool:
+    """Whether the attempt that has this submission key has ended."""
+    match = _TASK_KEY.fullmatch(task)
+    if match is None:
+        return False
+    run_id, index, attempt = match.groups()
+    end_claim = _protocol.end_claim_path(f"{workdir}/{index}", f"{run_id}-{attempt}")
+    return _protocol.claim_exists(end_claim)
 
 
 def _folder(workdir: str) -> str:

@@ -75,6 +75,8 @@ class ClusterScheduler(Scheduler):
         self.signal_before_end_s = signal_before_end_s
         self.client_timeout_s = check_seconds("client_timeout_s", client_timeout_s, positive=True)
         self.array_size = check_count("array_size", array_size, 1)
+        #: How many jobs may go together where the user has come to a limit of the site's.
+        self._together = self.array_size
         self._plans = Plans()
         self._queue = Queue(self.read_queue)
         #: Since when (monotonic) attempts are missing, by their submission keys.
@@ -146,6 +148,19 @@ class ClusterScheduler(Scheduler):
         """
         raise NotImplementedError
 
+    # --- the plans' files ----------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Remove the plans of earlier runs that nobody needs any more."""
+        try:
+            await asyncio.to_thread(self._plans.prune_old, str(self.workdir))
+        except OSError as exc:
+            logger.warning("%s: plans of earlier runs stay: %s", self.name, exc)
+
+    async def close(self) -> None:
+        """Remove the plans whose jobs have ended."""
+        self._plans.prune(str(self.workdir))
+
     # --- names and scripts ---------------------------------------------------------------------
 
     def submission_name(self, key: str) -> str:
@@ -168,9 +183,11 @@ class ClusterScheduler(Scheduler):
     def plan_submissions(self, jobs: Sequence[Job]) -> list[Submission]:
         """Put jobs with equal options into arrays, in order; those that are alone stay so."""
         groups: dict[object, list[Job]] = {}
+        homes: dict[int, tuple[str, str]] = {}  # a path is slow to give its two texts
         of_all: object = None
+        is_same_for_all = not callable(self.resources)
         for job in jobs:
-            has_own = job.resources is not None or job.scheduler_opts or callable(self.resources)
+            has_own = job.resources is not None or job.scheduler_opts or not is_same_for_all
             options = None if has_own else of_all
             if options is None:
                 try:
@@ -179,12 +196,15 @@ class ClusterScheduler(Scheduler):
                     options = job
                 else:
                     of_all = of_all if has_own else options
-            group = (options, self.claim_tag(job), str(job.workdir), job.workdir.mounted)
-            groups.setdefault(group, []).append(job)
+            home = homes.get(id(job.workdir))
+            if home is None:
+                home = homes[id(job.workdir)] = (str(job.workdir), str(job.workdir.mounted))
+            groups.setdefault((options, self.claim_tag(job), home), []).append(job)
         plans = []
         for members in groups.values():
-            for start in range(0, len(members), self.array_size):
-                chunk = tuple(members[start : start + self.array_size])
+            most = max(1, min(self.array_size, self._together))
+            for start in range(0, len(members), most):
+                chunk = tuple(members[start : start + most])
                 key = self.submission_key(chunk[0])
                 plans.append(Submission(f"{key}-a{len(chunk)}" if len(chunk) > 1 else key, chunk))
         return plans
@@ -222,11 +242,18 @@ class ClusterScheduler(Scheduler):
             return answers
         name = self.submission_name(submission.key)
         n_tasks = len(submission.jobs) if len(submission.jobs) > 1 else None
+        self._plans.prune(str(self.workdir))
         try:
             path = self._write_script(submission, name, jobs)
         except OSError as exc:
             raise SubmitError(f"the plan {submission.key} cannot be written: {exc}") from exc
-        submission_id = await self._submit_or_find(path, name, n_tasks)
+        try:
+            submission_id = await self._submit_or_find(path, name, n_tasks)
+        except SubmitError as exc:
+            if exc.cause == JobCause.QUOTA:  # fewer may have room
+                self._together = len(submission.jobs) // 2
+            raise
+        self._together = max(self._together, 2 * len(submission.jobs))
         for place, job in enumerate(submission.jobs):
             if job not in answers:
                 jid = submission_id if n_tasks is None else self.build_jid(submission_id, place)
@@ -256,7 +283,7 @@ class ClusterScheduler(Scheduler):
             shell=JOBCMD_WRAPPER_LANG,
         )
         tasks = [self.submission_key(job) for job in submission.jobs]
-        return self._plans.write(str(self.workdir), submission.key, tasks, script)
+        return self._plans.write(str(self.workdir), submission.key, tasks, submission.jobs, script)
 
     async def _submit_or_find(self, path: str, name: str, n_tasks: int | None) -> str:
         """Submit a script; where that may have failed or not, look it up."""
