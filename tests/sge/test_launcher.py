@@ -25,9 +25,19 @@ class Launched:
     """A launcher at work, in a session of its own, for the last of some jobs."""
 
     def __init__(
-        self, folder, *commands, grace_s=5.0, limit_s=None, wait_s=20.0, revoked=False, hidden=False
+        self,
+        folder,
+        *commands,
+        grace_s=5.0,
+        limit_s=None,
+        wait_s=20.0,
+        revoked=False,
+        hidden=False,
+        restarts=False,
+        env=None,
     ):
-        scheduler = SgeScheduler(folder)
+        self.folder = folder
+        scheduler = SgeScheduler(folder, r=restarts)
         (folder / ".run" / "events").mkdir(parents=True)
         jobs = [scheduler.create_job(index, command) for index, command in enumerate(commands)]
         for job in jobs:
@@ -51,12 +61,13 @@ class Launched:
                 grace_s=grace_s,
                 limit_s=limit_s,
                 wait_s=wait_s,
+                restarts=restarts,
             )
         )
         task = str(len(jobs)) if len(jobs) > 1 else "undefined"
         self.process = subprocess.Popen(
-            ["bash", str(script)],
-            env={**os.environ, "JOB_ID": "5", "SGE_TASK_ID": task},
+            ["bash", "--login", str(script)],
+            env={**os.environ, "JOB_ID": "5", "SGE_TASK_ID": task, **(env or {})},
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             start_new_session=True,
@@ -181,6 +192,31 @@ def test_an_attempt_that_was_given_up_is_not_begun(launch):
     launched = launch(bash("echo ran"), revoked=True)
     assert launched.ends() == (121, "")
     assert launched.output == ""
+
+
+def test_an_attempt_that_has_begun_is_begun_again_only_where_that_was_said(launch, tmp_path):
+    """And what the first start has left does not tell of the second."""
+    command = bash('echo "$RESTARTED"; exit $((3 + RESTARTED))')
+    for restarts, rc in ((False, 121), (True, 4)):
+        folder = tmp_path / str(restarts)
+        first = Launched(folder, command, restarts=restarts, env={"RESTARTED": "0"})
+        assert first.ends()[0] == 3
+        first.note.write_text(f"{parse.RC_DELETED}\n")
+        second = subprocess.run(
+            ["bash", folder / "launcher.sh"],
+            env={**os.environ, "JOB_ID": "5", "SGE_TASK_ID": "undefined", "RESTARTED": "1"},
+            check=False,
+        )
+        assert second.returncode == rc
+        assert bool(first.note.read_text()) is not restarts
+
+
+def test_the_profile_of_the_login_shell_is_in_nobodys_output(launch, tmp_path):
+    profile = 'echo noise >&2; export PATH="$PATH:/odd"\n'
+    (tmp_path / ".bash_profile").write_text(profile)
+    launched = launch(bash('echo "${PATH##*:}"; exit 3'), env={"HOME": str(tmp_path)})
+    assert launched.ends() == (3, "noise\n")
+    assert launched.output == "/odd\n"
 
 
 def test_a_host_that_cannot_see_the_folder_says_so(launch):

@@ -264,6 +264,20 @@ async def test_a_large_environment_arrives_whole(tmp_path, cell):
     assert job.stdout_file.read_text() == "100000"
 
 
+async def test_a_job_may_wait_for_another_which_may_fail(tmp_path, cell):
+    """Grid Engine asks no more of `hold_jid` than that it has ended."""
+    script = 'until [[ -e "$XQUTE_METADIR/go" ]]; do sleep 0.1; done; '
+    async with running(tmp_path) as xq:
+        first = await xq.feed(bash(f"{script} echo >$XQUTE_METADIR/over; exit 3"))
+        await until_runs(first)
+        second = await xq.feed(
+            bash('[[ -e "$XQUTE_METADIR/over" ]]'), scheduler_opts={"hold_jid": first.jid}
+        )
+        await until(lambda: "hqw" in cell.run("qstat"), "the second is held")
+        (tmp_path / "run" / "go").touch()
+    assert (first.rc, second.rc) == (3, 0)
+
+
 @pytest.mark.parametrize("prefix", ["1 odd:näme*?/\\@", "-", "x" * 300])
 async def test_a_prefix_of_odd_characters_is_no_obstacle(tmp_path, cell, prefix):
     [job] = await run(tmp_path, bash("exit 0"), prefix=prefix)
@@ -437,6 +451,19 @@ async def test_a_submission_whose_answer_was_lost_is_found_by_its_name(tmp_path,
     assert {state.phase for state in states.values()} == {Phase.PENDING}
     await later.kill_jobs(jobs)
     await until(lambda: not cell.run("qstat"), "they are deleted")
+
+
+async def test_a_job_that_has_our_id_now_is_not_touched(tmp_path, cell):
+    """Ids begin again at 1 when Grid Engine has lost its state."""
+    script = tmp_path / "script.sh"
+    script.write_text("exit 0\n")
+    stranger = cell.run("qsub", "-terse", "-h", "-S", "/bin/bash", script).strip()
+    scheduler = SgeScheduler(tmp_path / "run")
+    job = with_jid(scheduler.create_job(0, bash(ONCE)), stranger)
+    await scheduler.kill_jobs([job])
+    await scheduler.kill_jobs([job], force=True)
+    assert not await scheduler.job_is_running(job)
+    assert (await scheduler.client.read_queue(10))[stranger].state == "hqw"
 
 
 def with_jid(job, jid):

@@ -117,16 +117,25 @@ async def test_too_much_memory_is_told_and_may_be_raised(new_slurm, tmp_path):
         assert (job.rc, job.trial_count, job.last_cause) == (0, 1, "OUT_OF_MEMORY")
 
 
-async def test_what_can_never_start_is_told_with_slurms_reason(slurm, tmp_path, caplog):
-    opts = {"resources": {"queue": "short", "walltime_s": 3600}}
+@pytest.mark.parametrize(
+    ("resources", "reason"),
+    [
+        ({"queue": "short", "walltime_s": 3600}, "PartitionTimeLimit"),
+        ({"nodes": 3}, "PartitionNodeLimit"),
+    ],
+)
+async def test_what_can_never_start_is_told_with_slurms_reason(
+    slurm, tmp_path, caplog, resources, reason
+):
+    opts = {"resources": resources}
     async with slurm_run(tmp_path / "w", opts=opts) as xq:
         jobs = [await xq.feed(bash("exit 0")) for _ in range(3)]
         await until(lambda: all(job.reason for job in jobs), "the reasons are told", 60)
         for job in jobs:
-            assert "PartitionTimeLimit" in job.reason
+            assert reason in job.reason
         xq.cancel()
     assert [str(job.outcome) for job in jobs] == ["cancelled"] * 3
-    assert caplog.text.count("PartitionTimeLimit") == 1
+    assert caplog.text.count(reason) == 1
 
 
 async def test_a_warning_to_the_script_reaches_all_processes_of_a_job(slurm, tmp_path):

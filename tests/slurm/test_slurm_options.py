@@ -95,6 +95,7 @@ def test_what_a_job_says_goes_before_what_the_scheduler_says(tmp_path):
         ({"array": "0-3"}, "array_size"),
         ({"J": "name"}, "jobname_prefix"),
         ({"wrap": "true"}, "scripts"),
+        ({"D": "/data"}, "see cwd"),
         ({"comment": "a\nb"}, "one line"),
         ({"comment": ["a", "b"]}, "text or a number"),
         ({"mem ": 1}, "'mem '"),

@@ -9,6 +9,7 @@ import pytest
 
 from xqute import Xqute
 from xqute.testing import bash, until
+from xqute_slurm import SlurmScheduler
 
 pytestmark = pytest.mark.needs("slurmctld", "slurmd", "munged", "sbatch", root=True)
 
@@ -185,6 +186,16 @@ async def test_a_limit_of_the_users_delays_and_is_not_charged(new_slurm, shims, 
         slurm.ask("sacctmgr", "-i", "modify", kind, name, "set", f"{limit}=-1")
 
 
+async def test_a_controller_that_is_full_delays_and_is_not_charged(new_slurm, tmp_path):
+    """Sbatch asks it again and again, for minutes; an array as long as this it never takes."""
+    new_slurm(nodes=1, extra="MaxJobCount=5\nMinJobAge=2")
+    async with slurm_run(tmp_path / "w", num_retries=0, opts={"client_timeout_s": 1.0}) as xq:
+        for number in range(7):
+            await xq.feed(bash(f"{APPENDS}; exit {number}"))
+    assert [job.rc for job in xq.jobs] == list(range(7))
+    assert [len(runs_of(job)) for job in xq.jobs] == [1] * 7
+
+
 def is_refused(slurm, reason):
     """Whether an array of five is refused for this reason."""
     argv = ["sbatch", "--test-only", "--array=0-4", "-o", "/dev/null", "--wrap", "true"]
@@ -205,6 +216,34 @@ async def test_keys_are_found_by_a_scheduler_that_knows_nothing(slurm, tmp_path)
         assert found == {key: job.jid for key, job in zip(keys, xq.jobs, strict=True)}
         assert len(set(found.values())) == 4
         xq.cancel()
+
+
+async def test_a_job_that_has_our_id_now_is_not_touched(slurm, tmp_path):
+    """Slurm gives ids out again when it has lost its state."""
+    stranger = slurm.ask("sbatch", "--parsable", "--hold", "-o", "/dev/null", "--wrap", "true")
+    scheduler = SlurmScheduler(tmp_path / "w")
+    job = scheduler.create_job(0, bash("exit 0"))
+    job.jid = stranger
+    await scheduler.kill_jobs([job])
+    await scheduler.kill_jobs([job], force=True)
+    assert not await scheduler.job_is_running(job)
+    assert slurm.ask("squeue", "-h", "-o", "%T", "-j", stranger) == "PENDING"
+
+
+async def test_a_submission_that_the_controller_forgets_runs_once_at_the_most(new_slurm, tmp_path):
+    """Killed within two seconds, it may have it no more, and give its id to the next."""
+    slurm = new_slurm(nodes=1)
+    async with slurm_run(tmp_path / "w", opts={"hold": True, "recheck_interval": 1.0}) as xq:
+        jobs = [await xq.feed(bash(APPENDS)) for _ in range(3)]
+        await until_submitted(jobs[2])
+        slurm.signal("slurmctld", signal.SIGKILL)
+        await until(lambda: not slurm.runs("slurmctld"), "it has ended", 30)
+        slurm.start()
+        stranger = slurm.ask("sbatch", "--parsable", "--hold", "-o", "/dev/null", "--wrap", "true")
+        xq.cancel()
+    assert {str(job.outcome) for job in jobs} <= {"cancelled", "lost"}
+    assert [runs_of(job) for job in jobs] == [[]] * 3
+    assert slurm.ask("squeue", "-h", "-o", "%T", "-j", stranger) == "PENDING"
 
 
 # --- bad input ---------------------------------------------------------------------------------
@@ -245,6 +284,18 @@ async def test_no_slurm_conf_is_told(slurm, tmp_path, monkeypatch):
         job = await xq.feed(bash("exit 0"))
     assert str(job.outcome) == "submit_failed"
     assert "configuration source" in job.reason
+
+
+async def test_an_output_that_cannot_be_opened_is_told(slurm, tmp_path):
+    async with slurm_run(tmp_path / "w", opts={"output": "/no/such/folder/out"}) as xq:
+        job = await xq.feed(bash(APPENDS))
+    assert (str(job.outcome), str(job.cause), runs_of(job)) == ("failed", "SETUP", [])
+
+
+async def test_a_missing_working_directory_is_told(slurm, tmp_path):
+    async with slurm_run(tmp_path / "w") as xq:
+        job = await xq.feed(bash(APPENDS), cwd="/no/such/folder")
+    assert (str(job.outcome), str(job.cause), runs_of(job)) == ("failed", "SETUP", [])
 
 
 async def test_munge_down_is_waited_for(slurm, tmp_path, caplog):

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 
-from xqute import SchedulerError, SubmitError
+from xqute import JobCause, SchedulerError, SubmitError
 from xqute.cluster import Answer, ProgramError, QueueRow, as_submit_error, run_program
 
 from .parse import (
@@ -76,7 +76,11 @@ class SlurmClient:
             answer = await self._run([self.sbatch, "--parsable", path])
         except ProgramError as exc:
             there = not exc.is_missing
-            raise SubmitError(str(exc), transient=there, maybe_submitted=there) from exc
+            # The controller has as many jobs as it takes (MaxJobCount), and sbatch goes on asking.
+            cause = JobCause.QUOTA if "unable to accept job" in str(exc) else None
+            raise SubmitError(
+                str(exc), transient=there, maybe_submitted=there, cause=cause
+            ) from exc
         if answer.rc == 0:
             jid = parse_sbatch(answer.out)
             if jid is None:

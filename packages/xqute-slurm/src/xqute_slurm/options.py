@@ -45,6 +45,7 @@ _LONG = {
 }
 #: Why these are not for users.
 _OURS = {
+    "chdir": "Slurm runs the job in /tmp where that folder is missing; see cwd",
     "array": "xqute makes the arrays; see array_size and max_running",
     "job-name": "it identifies the submission; see jobname_prefix",
     "no-requeue": "that is so already",

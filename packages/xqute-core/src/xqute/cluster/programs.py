@@ -92,19 +92,23 @@ async def run_program(
         missing = isinstance(exc, FileNotFoundError | PermissionError | NotADirectoryError)
         words = f"{argv[0]} cannot be run: {exc.strerror or exc}"
         raise ProgramError(words, is_missing=missing) from exc
+    talk = asyncio.create_task(process.communicate())
+    is_late = True
     try:
-        async with asyncio.timeout(timeout_s):
-            out, err = await process.communicate()
-    except TimeoutError:
-        raise ProgramError(f"{name} did not answer within {timeout_s:g} s") from None
+        await asyncio.wait([talk], timeout=timeout_s)
+        is_late = not talk.done()
     finally:
-        if process.returncode is None:
+        if is_late:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), _REAP_S)
-    assert process.returncode is not None  # noqa: S101  # both outputs are at their end
-    return Answer(process.returncode, os.fsdecode(out), os.fsdecode(err))
+            await asyncio.wait([talk], timeout=_REAP_S)
+            talk.cancel()  # if somebody still holds its outputs
+    out, err = ("", "") if talk.cancelling() else map(os.fsdecode, talk.result())
+    answer = Answer(process.returncode or 0, out, err)
+    if is_late:
+        said = f" ({answer.words})" if out or err else ""
+        raise ProgramError(f"{name} did not answer within {timeout_s:g} s{said}")
+    return answer
 
 
 def as_submit_error(answer: Answer, refusals: Sequence[Refusal]) -> SubmitError:

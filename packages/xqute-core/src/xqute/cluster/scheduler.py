@@ -223,20 +223,7 @@ class ClusterScheduler(Scheduler):
         Raises:
             SubmitError: If none was accepted.
         """
-        answers: dict[Job, int | str | Exception] = {}
-        turn_ends_s = time.perf_counter() + _TURN_S
-        for job in submission.jobs:
-            try:
-                self._write_wrapper(job)
-                if self.may_restart(job):
-                    job.write_file(f"job.restarts.{self.claim_tag(job)}", "")  # see `Job.clean`
-            except ConfigError as exc:
-                answers[job] = SubmitError(str(exc))
-            except Exception as exc:  # noqa: BLE001  # a hook of a plugin's, perhaps: it is told
-                answers[job] = exc
-            if time.perf_counter() > turn_ends_s:
-                await asyncio.sleep(0)
-                turn_ends_s = time.perf_counter() + _TURN_S
+        answers: dict[Job, int | str | Exception] = {**await self._write_wrappers(submission.jobs)}
         jobs = [job for job in submission.jobs if job not in answers]
         if not jobs:
             return answers
@@ -247,19 +234,31 @@ class ClusterScheduler(Scheduler):
             path = self._write_script(submission, name, jobs)
         except OSError as exc:
             raise SubmitError(f"the plan {submission.key} cannot be written: {exc}") from exc
-        try:
-            submission_id = await self._submit_or_find(path, name, n_tasks)
-        except SubmitError as exc:
-            if exc.cause == JobCause.QUOTA:  # fewer may have room
-                self._together = len(submission.jobs) // 2
-            raise
-        self._together = max(self._together, 2 * len(submission.jobs))
+        submission_id = await self._submit_or_find(path, name, n_tasks)
         for place, job in enumerate(submission.jobs):
             if job not in answers:
                 jid = submission_id if n_tasks is None else self.build_jid(submission_id, place)
                 answers[job] = jid
                 self._queue.touch(jid)
         return answers
+
+    async def _write_wrappers(self, jobs: Sequence[Job]) -> dict[Job, Exception]:
+        """Write the wrappers of jobs; tell of those for which that failed, and why."""
+        failed: dict[Job, Exception] = {}
+        turn_ends_s = time.perf_counter() + _TURN_S
+        for job in jobs:
+            try:
+                self._write_wrapper(job)
+                if self.may_restart(job):
+                    job.write_file(f"job.restarts.{self.claim_tag(job)}", "")  # see `Job.clean`
+            except ConfigError as exc:
+                failed[job] = SubmitError(str(exc))
+            except Exception as exc:  # noqa: BLE001  # a hook of a plugin's, perhaps: it is told
+                failed[job] = exc
+            if time.perf_counter() > turn_ends_s:
+                await asyncio.sleep(0)
+                turn_ends_s = time.perf_counter() + _TURN_S
+        return failed
 
     def _write_script(self, submission: Submission, name: str, jobs: Sequence[Job]) -> str:
         """Write what is submitted: a job's own wrapper, or what starts the wrappers of several.
@@ -288,8 +287,10 @@ class ClusterScheduler(Scheduler):
     async def _submit_or_find(self, path: str, name: str, n_tasks: int | None) -> str:
         """Submit a script; where that may have failed or not, look it up."""
         try:
-            return await self.submit_script(path, name, n_tasks)
+            submission_id = await self.submit_script(path, name, n_tasks)
         except SubmitError as exc:
+            if exc.cause == JobCause.QUOTA:  # there may be room for fewer
+                self._together = (n_tasks or 1) // 2
             if not exc.maybe_submitted:
                 raise
             logger.info("%s: was %s submitted? %s", self.name, name, exc)
@@ -301,6 +302,8 @@ class ClusterScheduler(Scheduler):
                 if row.name == name:
                     return row.submission_id
             raise
+        self._together = max(self._together, 2 * (n_tasks or 1))
+        return submission_id
 
     async def find_submitted(self, keys: Iterable[str]) -> Mapping[str, int | str]:
         """Look in the queue for submissions of these keys: of jobs alone, of tasks, and of arrays.
