@@ -229,13 +229,10 @@ trap : USR1 USR2
 xq_who="${xq_host:--} ${xq_boot:--} $$ ${xq_stat[19]:--} ${xq_native:--}"
 #? restarts
 # Whoever starts this script says for which attempt: by now it may be that of a later one.
-if [[ ${1-$xq_tag} != "$xq_tag" ]]; then exit 121; fi
+if [[ $xq_restarts && ${1-$xq_tag} != "$xq_tag" ]]; then exit 121; fi
 #?
 if ! xq_claim "$xq_dir/job.start.$xq_tag" "$xq_who"; then
     [[ -e $xq_dir/job.start.$xq_tag ]] || exit 122
-#? once
-    exit 121
-#?
 #? restarts
     # Not started again, so this start is somebody else's; or the driver has revoked the attempt.
     if [[ ${xq_restart:-0} == 0 ]]; then exit 121; fi
@@ -246,6 +243,9 @@ if ! xq_claim "$xq_dir/job.start.$xq_tag" "$xq_who"; then
         [[ -e $xq_dir/job.start.$xq_tag.$xq_start ]] || exit 122
         xq_start=$((xq_start + 1))
     done
+#?
+#? once
+    exit 121
 #?
 fi
 # Somebody has given this attempt up meanwhile: what they wrote stands.

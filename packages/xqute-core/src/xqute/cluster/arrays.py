@@ -156,10 +156,11 @@ def render_dispatch(
     ]
     if forward:
         lines[-1:] = [
-            # In braces: a plain background command would ignore SIGINT.
-            f"{{ {run}; }} &",
+            # First of all: without it the signal would end this script, and so the job.
             f"trap 'trap : {forward}; kill -s {forward} 0' {forward}",
             "trap : TERM",
+            # In braces: a plain background command would ignore SIGINT.
+            f"{{ {run}; }} &",
             "while :; do",
             '    wait "$!"; xq_rc=$?',
             # A wait that a signal interrupted says 128 and more; so may the job.
