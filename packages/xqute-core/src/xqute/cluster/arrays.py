@@ -159,8 +159,9 @@ def render_dispatch(
             # First of all: without it the signal would end this script, and so the job.
             f"trap 'trap : {forward}; kill -s {forward} 0' {forward}",
             "trap : TERM",
-            # In braces: a plain background command would ignore SIGINT.
-            f"{{ {run}; }} &",
+            # In braces: a plain background command would ignore SIGINT. With exec: a shell between
+            # the two would be ended by that signal, and so the job.
+            f"{{ exec {run}; }} &",
             "while :; do",
             '    wait "$!"; xq_rc=$?',
             # A wait that a signal interrupted says 128 and more; so may the job.
