@@ -24,6 +24,20 @@ async def test_a_thousand_jobs_go_in_a_few_submissions(tmp_path):
     assert len(xq.scheduler.calls.submit) <= 5
 
 
+def hold_up_the_loop():
+    """As a machine with other things to do does."""
+    time.sleep(0.06)
+
+
+async def test_where_the_loop_turns_slowly_what_is_being_fed_goes_together_still(tmp_path):
+    async with gathering(tmp_path, 60, forks=1000) as xq:
+        for _ in range(20):
+            await xq.feed("a")
+            hold_up_the_loop()
+    assert sum(xq.scheduler.calls.submit) == 20
+    assert len(xq.scheduler.calls.submit) <= 2
+
+
 async def test_a_full_backend_is_refilled_when_half_of_it_is_free(tmp_path):
     clock = ManualClock()
     opts = {"clock": clock, "behave": lambda job: Behaviour(runs_s=1 + job.index)}
