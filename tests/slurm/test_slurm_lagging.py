@@ -49,7 +49,8 @@ async def test_the_end_is_told_after_the_lag_and_one_poll(slurm, lagging):
         "slurm", workdir=lagging["workdir"], forks=30, plugins=[ends], scheduler_opts=opts
     ) as xq:
         for number in range(30):
-            await xq.feed(bash(f"sleep $(({number} % 4)).{number}; printf %s $EPOCHREALTIME"))
+            end = f"{number % 4}.{number * 37 % 100:02}"  # at any time between two polls
+            await xq.feed(bash(f"sleep {end}; printf %s $EPOCHREALTIME"))
     late_s = [ends.told_s[job.index] - float(job.stdout_file.read_text()) for job in xq.jobs]
     assert statistics.median(late_s) <= LAG_S + POLL_S
     assert [str(job.outcome) for job in xq.jobs] == ["succeeded"] * 30
