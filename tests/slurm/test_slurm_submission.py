@@ -321,7 +321,7 @@ async def test_odd_prefixes_and_long_environments_do_no_harm(slurm, tmp_path, mo
 
 
 async def test_a_workdir_that_the_nodes_do_not_see_is_told(slurm, tmp_path):
-    opts = {"mounted_workdir": "/no/such/folder/on/the/nodes"}
+    opts = {"mounted_workdir": "/no/such/folder/on/the/nodes", "recheck_interval": 1.0}
     async with slurm_run(tmp_path / "w", opts=opts) as xq:
         jobs = [await xq.feed(bash("exit 0")) for _ in range(2)]
         await jobs[1].wait()
