@@ -220,6 +220,7 @@ def test_an_event_is_told_by_a_name_alone():
         status=st.sampled_from([4, 6, 7]),
         rc=st.integers(-3, 255),
         epoch_ms=st.integers(0, 10**15 - 1),
+        run=st.sampled_from(["", "0123abcd"]),
     )
 )
 def test_every_event_can_be_read_back(event):

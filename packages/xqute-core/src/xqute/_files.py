@@ -1,4 +1,4 @@
-"""Small files, read and written at once with few system calls."""
+"""Small files, read and written at once with few system calls; in a cloud, with one request."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import stat
 from contextlib import suppress
 from typing import Final
 
+from . import _clouds
+
 __all__ = [
     "check_way",
     "freshen",
@@ -15,6 +17,8 @@ __all__ = [
     "make_private",
     "may_pass",
     "read_text",
+    "remove",
+    "write_soon",
     "write_text",
 ]
 
@@ -49,6 +53,9 @@ def write_text(path: str, text: str, mode: int = 0o600) -> None:
         OSError: If it could not be written whole (a full disk leaves it short).
     """
     data = text.encode("utf-8", "surrogateescape")
+    if _clouds.is_far(path):
+        _clouds.put(path, data)
+        return
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
         fd = os.open(path, flags, mode)
@@ -62,12 +69,27 @@ def write_text(path: str, text: str, mode: int = 0o600) -> None:
         os.close(fd)
 
 
+def write_soon(path: str, text: str) -> None:
+    """Replace `path`: now or, in a cloud, by a thread, so that nobody waits for the network.
+
+    Raises:
+        OSError: If a local one could not be written whole.
+    """
+    if _clouds.is_far(path):
+        _clouds.put_soon(path, text.encode("utf-8", "surrogateescape"))
+    else:
+        write_text(path, text)
+
+
 def read_text(path: str, limit_bytes: int = 65536) -> str | None:
     """Give at most the first `limit_bytes` of a file; None if there is no such file.
 
     Raises:
         OSError: For any other reason why it cannot be read.
     """
+    if _clouds.is_far(path):
+        data = _clouds.get(path, limit_bytes)
+        return None if data is None else data.decode("utf-8", "surrogateescape")
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
@@ -83,9 +105,13 @@ def make_dir(path: str) -> None:
 
     One that is there is taken if it is the user's own; from then on nobody else may write there.
 
+    A cloud has no folders: nothing is done there.
+
     Raises:
         OSError: If it cannot be made, or what has its name is somebody else's, or no folder.
     """
+    if _clouds.is_far(path):
+        return
     try:
         _take_dir(path)
     except FileNotFoundError:
@@ -177,3 +203,16 @@ def _user(uid: int) -> str:
         return f"user {pwd.getpwuid(uid).pw_name}"
     except KeyError:
         return f"user {uid}"
+
+
+def remove(path: str) -> None:
+    """Remove a file; one that is not there is no error.
+
+    Raises:
+        OSError: If it stays.
+    """
+    if _clouds.is_far(path):
+        _clouds.delete([path])
+        return
+    with suppress(FileNotFoundError):
+        os.unlink(path)

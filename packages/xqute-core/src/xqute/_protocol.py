@@ -17,6 +17,8 @@ from contextlib import suppress
 from functools import cache
 from typing import Final, NamedTuple
 
+from . import _clouds
+
 __all__ = [
     "EndRecord",
     "Event",
@@ -49,6 +51,7 @@ _REVOKED_LINE: Final = rb"revoked [^ \n]+\n"
 _END_LINE: Final = rf"({_RC}) ([67]) ([\w.-]*)\n".encode()
 _EVENT_NAME: Final = (
     rf"({_NUMBER})\.({_NUMBER})\.({_NUMBER})\.([467])\.({_RC})\.(0|[1-9][0-9]{{0,14}})"
+    r"(?:\.([0-9A-Za-z]{8,16}))?"
 )
 _CAUSE: Final = r"[A-Za-z0-9_.-]*"
 
@@ -73,7 +76,11 @@ class EndRecord(NamedTuple):
 
 
 class Event(NamedTuple):
-    """One change of one job, as told by the name of a file in the event spool."""
+    """One change of one job, as told by the name of a file in the event spool.
+
+    Where reading the claims costs a request each, the name also says of which run the attempt is:
+    then it tells the truth without them, since the wrapper leaves it after it has won the claim.
+    """
 
     index: int  # type: ignore[assignment]  # in the place of tuple.index, which nobody needs here
     attempt: int
@@ -81,6 +88,7 @@ class Event(NamedTuple):
     status: int  # 4 running, 6 finished, 7 failed
     rc: int  # -1 while it runs
     epoch_ms: int
+    run: str = ""  # what the tag of the attempt's claims begins with
 
 
 _REVOKED: Final = StartClaim("", "", 0, None, "", revoked=True)
@@ -101,6 +109,8 @@ def claim_exists(path: str) -> bool:
 
     Raises OSError when that cannot be known: a folder that cannot be read proves nothing.
     """
+    if _clouds.is_far(path):
+        return _clouds.exists(path)
     try:
         os.stat(path)
     except FileNotFoundError:
@@ -122,8 +132,12 @@ def read_start_claim(metadir: str, tag: str) -> StartClaim | None:
 
 def start_time(metadir: str, tag: str) -> float | None:
     """When the attempt started, in seconds since the epoch by its file's clock; None: not known."""
+    path = start_claim_path(metadir, tag)
     try:
-        return os.stat(start_claim_path(metadir, tag)).st_mtime
+        if _clouds.is_far(path):
+            found = _clouds.look(path)
+            return None if found is None else found.written_s
+        return os.stat(path).st_mtime
     except OSError:
         return None
 
@@ -131,7 +145,7 @@ def start_time(metadir: str, tag: str) -> float | None:
 def read_start_claims(metadir: str) -> list[tuple[StartClaim, bool]]:
     """Who holds the starts of a job's attempts, and whether each has ended; not the revoked."""
     try:
-        names = set(os.listdir(metadir))
+        names = set(_clouds.names(metadir) if _clouds.is_far(metadir) else os.listdir(metadir))
     except FileNotFoundError:
         return []
     tags = [name.removeprefix("job.start.") for name in names if name.startswith("job.start.")]
@@ -187,12 +201,16 @@ def write_end(metadir: str, tag: str, rc: int, status: int, cause: str) -> bool:
 def parse_event_name(name: str) -> Event | None:
     """The event that a file of this name tells; None for any other name."""
     match = re.fullmatch(_EVENT_NAME, name)
-    return Event._make(map(int, match.groups())) if match else None
+    if match is None:
+        return None
+    *numbers, run = match.groups()
+    index, attempt, restart, status, rc, epoch_ms = map(int, numbers)
+    return Event(index, attempt, restart, status, rc, epoch_ms, run or "")
 
 
 def event_name(event: Event) -> str:
     """The file name that tells this event."""
-    return "{}.{}.{}.{}.{}.{}".format(*event)
+    return ".".join(map(str, event if event.run else event[:-1]))
 
 
 @cache
@@ -253,6 +271,8 @@ def _process_stat(pid: int) -> list[bytes] | None:
 
 def _read(path: str) -> bytes:
     """The file's beginning; empty where there is no such file."""
+    if _clouds.is_far(path):
+        return _clouds.get(path, _READ_BYTES) or b""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -264,6 +284,9 @@ def _read(path: str) -> bytes:
 
 
 def _write(path: str, text: str, flags: int) -> None:
+    if _clouds.is_far(path):
+        _clouds.put(path, text.encode())
+        return
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600)
     try:
         os.write(fd, text.encode())
@@ -273,6 +296,8 @@ def _write(path: str, text: str, flags: int) -> None:
 
 def _claim(path: str, line: str) -> bool:
     """Create the file exclusively and say `line` in it. False: it is there already."""
+    if _clouds.is_far(path):
+        return _claim_far(path, line.encode("utf-8", "surrogateescape"))
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
@@ -284,3 +309,11 @@ def _claim(path: str, line: str) -> bool:
         finally:
             os.close(fd)
     return True
+
+
+def _claim_far(uri: str, line: bytes) -> bool:
+    """Create the object only if there is none, which the cloud decides.
+
+    A request that was repeated after a lost answer finds what it has made itself.
+    """
+    return _clouds.create(uri, line) or _clouds.get(uri, _READ_BYTES) == line

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from . import _protocol
+from . import _files, _protocol
 from .defaults import RC_LOST, RC_NOT_SUBMITTED, JobCause, JobStatus
 from .errors import InvalidJobError
 from .job import Job
@@ -36,8 +34,7 @@ async def submit(scheduler: Scheduler, job: Job) -> None:
         _protocol.start_claim_path(job.local_dir, scheduler.claim_tag(job)),
         _protocol.end_claim_path(job.local_dir, scheduler.claim_tag(job)),
     ):
-        with suppress(FileNotFoundError):
-            os.unlink(path)
+        _files.remove(path)
     try:
         if not job.cmd:
             raise InvalidJobError(f"Job {job.index} has an empty command")

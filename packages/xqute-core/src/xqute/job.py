@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
-from . import _files
+from . import _clouds, _files
 from ._checks import check_index
 from .defaults import RC_UNKNOWN, JobOutcome, JobStatus
 from .errors import InvalidJobError
@@ -147,6 +147,8 @@ class Job:
     adopted = _Rare[bool](False)
     #: The run whose claims and keys the current attempt has; None: the one that drives the job.
     run_id = _Rare[str | None](None)
+    #: The folder of this machine that stands for the workdir until the job's files are uploaded.
+    staging = _Rare[str | None](None)
     #: The last status that `Scheduler.polling_jobs` has called hooks for.
     told_status = _Rare[JobStatus | None](None)
 
@@ -182,9 +184,23 @@ class Job:
         self._make_folder()
 
     def _make_folder(self) -> None:
-        """Make the job's folder, if the workdir is local."""
-        if isinstance(self._workdir, SpecLocalPath):
+        """Make the job's folder, if it is on this machine."""
+        if not self.is_far:
             _files.make_dir(self.local_dir)
+
+    @property
+    def is_far(self) -> bool:
+        """Whether each look at a file of the job is a request over the network."""
+        return not isinstance(self._workdir, SpecLocalPath) and self.staging is None
+
+    def stage(self, staging: str) -> None:
+        """Work in a folder of this machine; whoever drives the job uploads its files at the end.
+
+        Raises:
+            OSError: If the job's folder there cannot be made.
+        """
+        self.staging = staging
+        self._make_folder()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}-{self.index}({self.jid}): ({self.cmd})>"
@@ -302,7 +318,7 @@ class Job:
     @jid.setter
     def jid(self, jid: int | str | None) -> None:
         self._jid = jid
-        self.write_file("job.jid", "" if jid is None else str(jid))
+        self.note_file("job.jid", "" if jid is None else str(jid))
 
     # --- files ---------------------------------------------------------------------------------
 
@@ -321,6 +337,8 @@ class Job:
     @property
     def local_dir(self) -> str:
         """The folder of the job as text (on this machine, or the URI of a cloud folder)."""
+        if self._rare is not None and self.staging is not None:
+            return f"{self.staging}/{self.index}"
         return f"{self._workdir}/{self.index}"
 
     @property
@@ -356,9 +374,13 @@ class Job:
     def read_file(self, name: str) -> str | None:
         """Give the text of a small file of the job's folder; None if it cannot be read."""
         try:
-            return _files.read_text(f"{self.local_dir}/{name}")
+            text = _files.read_text(f"{self.local_dir}/{name}")
+            if text is None and self.staging is not None and self._driver is None:
+                # It may have been uploaded.
+                text = _files.read_text(f"{self._workdir}/{self.index}/{name}")
         except OSError:
             return None
+        return text
 
     def write_file(self, name: str, text: str) -> None:
         """Replace a small file of the job's folder.
@@ -373,6 +395,22 @@ class Job:
             _files.make_dir(self.local_dir)
             _files.write_text(path, text)
 
+    def note_file(self, name: str, text: str) -> None:
+        """Replace a small file of the job's folder; one in a cloud soon, without waiting for it.
+
+        Raises:
+            OSError: If a local one cannot be written.
+        """
+        if not self.is_far:
+            self.write_file(name, text)
+        else:
+            _files.write_soon(f"{self.local_dir}/{name}", text)
+
+    def forget_attempt(self) -> None:
+        """Forget the native id and the exit code: another attempt follows."""
+        self._jid = None
+        self._rc = None
+
     def clean(self, retry: bool = False) -> None:
         """Remove what an attempt left in the job's folder, if there can be anything.
 
@@ -382,6 +420,11 @@ class Job:
         Raises:
             OSError: If a file can neither be moved nor removed.
         """
+        if self.is_far:
+            folder = self.local_dir
+            _clean_far(folder, f"{folder}/job.retry/{self.trial_count}" if retry else None)
+            self.forget_attempt()
+            return
         try:
             names = os.listdir(self.local_dir)
         except FileNotFoundError:
@@ -394,8 +437,7 @@ class Job:
             self._put_aside(names)
         else:
             self._remove(names)
-        self._jid = None
-        self._rc = None
+        self.forget_attempt()
 
     def _put_aside(self, names: list[str]) -> None:
         kept = f"{self.local_dir}/job.retry/{self.trial_count}"
@@ -421,6 +463,27 @@ class Job:
         for name in (*_ATTEMPT_FILES.intersection(names), *started, *ended):
             with suppress(FileNotFoundError):
                 os.unlink(f"{self.local_dir}/{name}")
+
+
+def put_aside_far(folder: str, trial: int) -> None:
+    """What `Job.clean(retry=True)` does with the files of an attempt that are in a cloud."""
+    _clean_far(folder, f"{folder}/job.retry/{trial}")
+
+
+def _clean_far(folder: str, kept: str | None) -> None:
+    """Remove an attempt's files in a cloud, copying them to `kept` first if that is given."""
+    names = [name for name in _clouds.names(folder) if "/" not in name]
+    old = [name for name in names if name in _ATTEMPT_FILES]
+    if kept is not None:
+        old += [name for name in names if name.startswith("job.wrapped.")]
+        for name in old:
+            _clouds.copy(f"{folder}/{name}", f"{kept}/{name}")
+    else:
+        # Claims of attempts that have ended; the others still forbid a late start.
+        tags = [name.removeprefix("job.end.") for name in names if name.startswith("job.end.")]
+        old += [f"job.end.{tag}" for tag in tags]
+        old += [f"job.start.{tag}" for tag in tags if f"job.start.{tag}" in names]
+    _clouds.delete([f"{folder}/{name}" for name in old])
 
 
 def _as_words(cmd: Any) -> tuple[str, ...]:

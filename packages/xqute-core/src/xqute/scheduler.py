@@ -15,7 +15,7 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from . import _files
+from . import _clouds, _files
 from ._checks import check_count, check_seconds
 from .defaults import (
     DEFAULT_ERROR_STRATEGY,
@@ -111,8 +111,9 @@ class Scheduler(ABC):
         timeout: Seconds after its start until a job is ended; 0: no limit.
         resources: Portable resources of every job: `Resources`, a dict of some of them, or what
             makes one of these from an attempt's number and the cause of the one before it.
-        config: Native options of the backend. ``mounted_workdir`` is taken out: the workdir as jobs
-            see it.
+        config: Native options of the backend. Taken out are ``mounted_workdir``, the workdir as
+            jobs see it, and ``staging``, where jobs work whose workdir is in a cloud and not
+            mounted: a folder that they and this process see; None: one in the user's cache.
 
     Raises:
         ConfigError: If a keyword makes no sense (it is a ValueError, too).
@@ -135,6 +136,9 @@ class Scheduler(ABC):
     #: Whether the backend knows more of a failure than its exit code (out of memory, a time limit,
     #: preemption): it is asked before a failure is told.
     explains_failures: ClassVar[bool] = False
+    #: Where jobs see the workdir through a mount of a bucket: seconds between two uploads of what a
+    #: running job has written. 0: they see a file system.
+    upload_interval_s: float = 0
     #: The environment variable in which the backend gives the job its native id.
     native_id_variable: ClassVar[str] = ""
 
@@ -142,6 +146,7 @@ class Scheduler(ABC):
         "_error_strategy",
         "_hooks",
         "_mounted_workdir",
+        "_staging_root",
         "_workdir",
         "config",
         "cwd",
@@ -160,6 +165,7 @@ class Scheduler(ABC):
         "refill_below",
         "resources",
         "run_id",
+        "staging",
         "submission_batch",
         "timeout",
     )
@@ -183,6 +189,7 @@ class Scheduler(ABC):
         if not self.name:
             raise ConfigError(f"{type(self).__qualname__} has no name")
         mounted_workdir = config.pop("mounted_workdir", None)
+        staging = config.pop("staging", None)
         self.forks = check_count("forks", forks, 1)
         self.num_retries = check_count("num_retries", num_retries, 0)
         self.submission_batch = check_count(
@@ -219,6 +226,7 @@ class Scheduler(ABC):
         #: The engine that drives this scheduler, if one does.
         self.driver: Any = None
         self._hooks: HookTable | None = None
+        self._staging_root = staging
         if mounted_workdir is None:
             self.workdir = workdir
         else:
@@ -236,8 +244,12 @@ class Scheduler(ABC):
     def workdir(self, workdir: str | os.PathLike[str]) -> None:
         if not isinstance(workdir, SpecPath):
             workdir = SpecPath(_absolute(workdir))
-        if isinstance(workdir, Path):
+        self.staging: str | None = None
+        if not _clouds.is_far(str(workdir)):
             _check_workdir(str(workdir))
+        elif not workdir.is_mounted():
+            self.staging = _clouds.staging_folder(str(workdir), self._staging_root)
+            workdir = SpecPath(str(workdir), mounted=self.staging)
         self._workdir = workdir
         self._mounted_workdir = str(workdir.mounted)
 
@@ -427,14 +439,25 @@ class Scheduler(ABC):
             WorkdirError: If its folder cannot be made.
         """
         try:
-            return self.job_class(
+            job = self.job_class(
                 index,
                 cmd,
                 workdir=self.workdir,
                 envs=envs,
             )
+            self.stage(job)
+            return job  # noqa: TRY300  # an OSError may come from either line
         except OSError as exc:
             raise WorkdirError(exc.errno, f"Cannot make the folder of job {index}: {exc}") from exc
+
+    def stage(self, job: Job) -> None:
+        """Have a job work in the staging folder, if its workdir is one that needs it.
+
+        Raises:
+            OSError: If its folder cannot be made.
+        """
+        if self.staging is not None and job.staging is None and job.workdir == self._workdir:
+            job.stage(self.staging)
 
     def mounted_dir(self, job: Job) -> str:
         """Give the folder of a job as the job sees it, as text."""

@@ -9,7 +9,7 @@ from functools import partial
 
 from .. import _faults
 from ..defaults import JobCause, JobErrorStrategy, JobOutcome, JobStatus
-from ..job import Job
+from ..job import Job, put_aside_far
 from ..utils import logger
 from .lifecycle import HOOK_OF_OUTCOME, End, Retry, plan_retry
 from .run import ENDED, Run
@@ -59,6 +59,9 @@ class Ending:
             end: How it ended.
             ended_at: When (seconds since the epoch); 0: nobody has noted it.
         """
+        self._run.files.upload(job, partial(self._adopt, job, end, ended_at))
+
+    def _adopt(self, job: Job, end: End, ended_at: float) -> None:
         job.adopted = True
         job.rc, job.ended_at = end.rc, ended_at or None
         job.outcome, job.cause = end.outcome, end.cause
@@ -77,6 +80,9 @@ class Ending:
             job: The job.
             tell: Whether the hook for such an end is called.
         """
+        self._run.files.upload(job, partial(self._finish_as_set, job, tell=tell))
+
+    def _finish_as_set(self, job: Job, *, tell: bool) -> None:
         succeeded = job.current_status is JobStatus.FINISHED
         job.outcome = JobOutcome.SUCCEEDED if succeeded else JobOutcome.FAILED
         job.cause, job.reason = JobCause.PLUGIN, "a plugin said so"
@@ -140,16 +146,24 @@ class Ending:
 
     def renew_attempt(self, job: Job) -> None:
         """Make the next attempt of a job the current one; the files of the last are put aside."""
-        try:
-            job.clean(retry=True)
-        except OSError as exc:
-            logger.warning("The files of attempt %d of %r stay: %s", job.trial_count, job, exc)
+        put_aside = partial(self._put_aside, job, job.trial_count)
+        self._run.files.do(job, put_aside, lambda _: None)
+        job.forget_attempt()
         job.trial_count += 1
         job.run_id = None
         job.last_cause = job.cause or job.last_cause
         job.outcome = job.cause = None
         job.reason = ""
         job.submitted_at = job.started_at = job.ended_at = None
+
+    def _put_aside(self, job: Job, trial: int) -> None:
+        try:
+            if job.is_far:
+                put_aside_far(job.local_dir, trial)
+            else:
+                job.clean(retry=True)
+        except OSError as exc:
+            logger.warning("The files of attempt %d of %r stay: %s", trial, job, exc)
 
     def cancel_backoff(self, job: Job) -> bool:
         """Cancel a job that waits for its time to be tried again; False: it does not."""

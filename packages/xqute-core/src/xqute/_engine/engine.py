@@ -7,6 +7,7 @@ or out. This module puts these parts together and is what the rest of xqute talk
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -137,6 +138,7 @@ class Engine:
                 await self._run.hooks.acall("on_job_init", self._run.scheduler, job)
             if job.current_status not in ENDED:
                 _check(job)
+            self._run.scheduler.stage(job)
         except BaseException:
             job.driver = None
             raise
@@ -296,6 +298,13 @@ class Engine:
             self._deadline.cancel()
         await self._killer.close()
         await self._watching.close()
+        files, scheduler = self._run.files, self._run.scheduler
+        try:
+            await files.close(str(scheduler.workdir))
+        except OSError as exc:
+            logger.warning("Not all files of jobs could be written: %s", exc)
+        if scheduler.staging is not None and files.is_all_uploaded and not self._run.is_detached:
+            await asyncio.to_thread(shutil.rmtree, scheduler.staging, ignore_errors=True)
 
 
 def _check(job: Job) -> None:

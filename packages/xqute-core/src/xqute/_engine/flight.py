@@ -18,6 +18,7 @@ class Flight:
     Attributes:
         job: The job.
         tag: What the attempt's claims are named after.
+        is_landing: Whether its end is known, and only its files are on their way.
         is_submitted: Whether the backend has answered.
         early: What was heard of it before that.
         kill_requested: Whether somebody wants it ended.
@@ -43,6 +44,7 @@ class Flight:
         "early",
         "gone_since_s",
         "is_closed",
+        "is_landing",
         "is_submitted",
         "job",
         "kill_refused",
@@ -60,6 +62,7 @@ class Flight:
         self.job = job
         self.tag = tag
         self.is_submitted = False
+        self.is_landing = False
         self.early: list[BackendState] = []
         self.kill_requested = False
         self.kill_refused = False
@@ -74,6 +77,11 @@ class Flight:
         self.began_at: float | None = None
         self.was_seen = False
         self.on_landing: Callable[[End], bool] | None = None
+
+    @property
+    def run(self) -> str:
+        """What the tag begins with, and events in a cloud end with: the run that submitted it."""
+        return self.tag.rpartition("-")[0]
 
     def close(self) -> None:
         """The attempt is over."""

@@ -29,7 +29,7 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from json.encoder import encode_basestring_ascii
-from typing import Any
+from typing import Any, Self
 
 from .. import _files, _protocol
 from ..defaults import JobOutcome
@@ -42,8 +42,6 @@ __all__ = ["Journal"]
 
 #: Seconds between two tries to write what the disk did not take, and until the last of them.
 _RETRY_S, _GIVE_UP_S = 0.2, 30.0
-#: With so many segments of earlier runs, they are made one.
-_MOST_SEGMENTS = 4
 
 
 class Journal:
@@ -58,6 +56,9 @@ class Journal:
         ledger: What was read from the others.
         durable: Whether what is sent outlives this machine's power, so that the word of it must.
     """
+
+    #: With so many segments of earlier runs, they are made one.
+    most_segments = 4
 
     def __init__(self, folder: str, run_id: str, ledger: Ledger, *, durable: bool) -> None:
         self._loop = asyncio.get_running_loop()
@@ -79,15 +80,15 @@ class Journal:
         self._syncing: asyncio.Task[None] | None = None
         self._next_sync: asyncio.Task[None] | None = None
         self._syncer = ThreadPoolExecutor(1, "xqute-journal")
-        path = f"{folder}/{ledger.last_number + 1:06d}-{run_id}.jsonl"
+        self._path = f"{folder}/{ledger.last_number + 1:06d}-{run_id}.jsonl"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
-        self._fd = os.open(path, flags, 0o600)
+        self._fd = os.open(self._path, flags, 0o600)
         me = (os.uname().nodename, os.getpid(), _protocol.boot_id(), round(time.time(), 3))
         self._rest = encode(["h", VERSION, run_id, digest_key, *me])
         self._wake()
 
     @classmethod
-    async def open(cls, folder: str, run_id: str, *, durable: bool) -> tuple[Journal, Ledger]:
+    async def open(cls, folder: str, run_id: str, *, durable: bool) -> tuple[Self, Ledger]:
         """Read what earlier runs have left, and begin a segment.
 
         Raises:
@@ -98,7 +99,7 @@ class Journal:
             _files.freshen(folder)  # another machine may have added to it
             # In a thread: there may be a million jobs in it.
             ledger = await asyncio.to_thread(Ledger.read, folder)
-            if len(ledger.segments) >= _MOST_SEGMENTS:
+            if len(ledger.segments) >= cls.most_segments:
                 await asyncio.to_thread(_compact, ledger)
             return cls(folder, run_id, ledger, durable=durable), ledger
         except WorkdirError:
@@ -232,7 +233,11 @@ class Journal:
         if before is not None:
             await asyncio.wait([before])
         self._syncing, self._next_sync = self._next_sync, None
-        await self._loop.run_in_executor(self._syncer, os.fsync, self._fd)
+        await self._loop.run_in_executor(self._syncer, self._persist)
+
+    def _persist(self) -> None:
+        """Have what was committed survive the loss of power; runs in the one thread for it."""
+        os.fsync(self._fd)
 
     async def close(self) -> None:
         """Write all there is, and leave off."""

@@ -11,9 +11,10 @@ from functools import partial
 
 from .. import _protocol
 from ..job import Job
-from ..scheduler import BackendState, Phase, Scheduler
+from ..scheduler import BackendState, Phase
 from ..utils import logger
 from .flight import Flight
+from .run import Run
 from .settle import read_start
 
 __all__ = ["Reconciler"]
@@ -31,12 +32,13 @@ class Reconciler:
     intervals up to `recheck_interval`, with jitter.
 
     Args:
-        scheduler: Whom to ask.
+        run: The run, whose scheduler is asked.
         report: Told of each answer.
     """
 
-    def __init__(self, scheduler: Scheduler, report: Callable[[Job, BackendState], None]) -> None:
-        self._scheduler = scheduler
+    def __init__(self, run: Run, report: Callable[[Job, BackendState], None]) -> None:
+        self._scheduler = run.scheduler
+        self._files = run.files
         self._report = report
         self._due: list[tuple[float, int, Flight]] = []
         self._serial = itertools.count()
@@ -126,13 +128,15 @@ class Reconciler:
             if not flight.is_closed:
                 flight.job.jid = jid
         return {
-            flight.job: BackendState(Phase.PENDING if self._may_live(flight) else Phase.GONE)
+            flight.job: BackendState(Phase.PENDING if await self._may_live(flight) else Phase.GONE)
             for flight in _open(keys.values())
         }
 
-    def _may_live(self, flight: Flight) -> bool:
+    async def _may_live(self, flight: Flight) -> bool:
         """Whether an attempt without an id may still be there, as far as its start claim tells."""
-        claim = read_start(flight) if self._scheduler.uses_wrapper else None
+        if not self._scheduler.uses_wrapper:
+            return False
+        claim = await self._files.call(flight.job, partial(read_start, flight))
         return claim is not None and _protocol.claim_is_alive(claim) is not False
 
     async def close(self) -> None:

@@ -90,7 +90,7 @@ class Recovery:
         entry = self._entries.pop(job.index)
         job.run_id, job.trial_count, job.gpus = entry.run_id, entry.attempt, entry.gpus
         is_same = entry.digest == self._run.digest(job)
-        end = self._end_of(job, entry)
+        end = await self._run.files.call(job, partial(self._end_of, job, entry))
         if end is None:
             if not is_same and self._on_change == "error" and await self._may_live(job, entry):
                 self._entries[job.index] = entry
@@ -174,7 +174,7 @@ class Recovery:
         alive = []
         # Those that run again come before what was fed later, so the first is put there last.
         for case in reversed(cases):
-            if case.entry.jid is None and self._never_starts(case.job, case.entry):
+            if case.entry.jid is None and await self._never_starts(case.job, case.entry):
                 self._drop(case)
                 self._run_again(case.job, first=True)
             else:
@@ -183,7 +183,7 @@ class Recovery:
 
     async def _follow(self, cases: list[_Case]) -> None:
         """Watch attempts that may be alive like those of this run; end those that are unwanted."""
-        flights = [self._take_off(case) for case in cases]
+        flights = [await self._take_off(case) for case in cases]
         try:
             await self._run.scheduler.reattach([case.job for case in cases])
         except Exception as exc:  # noqa: BLE001  # whatever it is: they are asked about all the same
@@ -200,13 +200,14 @@ class Recovery:
                 unwanted.append(flight)
         self._kill(unwanted)
 
-    def _take_off(self, case: _Case) -> Flight:
+    async def _take_off(self, case: _Case) -> Flight:
         self._drop(case)
         case.job.adopted = True
         if case.entry.jid is not None:
             self._run.assign_jid(case.job, case.entry.jid)
         flight = self._watching.take_off(case.job)
-        flight.began_at = _protocol.start_time(case.job.local_dir, flight.tag)
+        began = partial(_protocol.start_time, case.job.local_dir, flight.tag)
+        flight.began_at = await self._run.files.call(case.job, began)
         flight.on_landing = partial(self._on_landing, flight, case)
         return flight
 
@@ -223,7 +224,7 @@ class Recovery:
     def _key(self, case: _Case) -> str:
         return case.entry.key or self._run.scheduler.submission_key(case.job)
 
-    def _never_starts(self, job: Job, entry: Entry) -> bool:
+    async def _never_starts(self, job: Job, entry: Entry) -> bool:
         """Make sure that an attempt that the backend does not know never starts, if that can be.
 
         Raises:
@@ -231,6 +232,10 @@ class Recovery:
         """
         if not self._run.scheduler.uses_wrapper:
             return True
+        return await self._run.files.call(job, partial(self._revoke, job, entry))
+
+    @staticmethod
+    def _revoke(job: Job, entry: Entry) -> bool:
         if _protocol.revoke_start(job.local_dir, entry.tag, "driver"):
             return True
         claim = _protocol.read_start_claim(job.local_dir, entry.tag)
@@ -240,7 +245,7 @@ class Recovery:
         """Whether an attempt without an end is alive, or that cannot be known."""
         await self._find([_Case(job, entry, is_unwanted=True)])
         if entry.jid is None:
-            return not self._never_starts(job, entry)
+            return not await self._never_starts(job, entry)
         job.jid = entry.jid
         await self._run.scheduler.reattach([job])
         state = (await self._run.scheduler.poll_jobs([job])).get(job)
@@ -262,7 +267,9 @@ class Recovery:
         return True
 
     def _is_no_more(self, flight: Flight) -> bool:
-        """Whether it is proven that no process of an attempt is left."""
+        """Whether it is proven that no process of an attempt is left: on this machine alone."""
+        if flight.job.is_far:
+            return False
         claim = read_start(flight)
         return claim is not None and _protocol.claim_is_alive(claim) is False
 

@@ -11,6 +11,7 @@ from ..plugin import HookTable
 from ..scheduler import Scheduler
 from ..utils import logger
 from .chains import Chains
+from .file_work import FileWork
 from .journal import Journal
 from .lifecycle import TRANSITIONS
 
@@ -26,6 +27,7 @@ class Run:
         scheduler: The backend.
         hooks: The plugins.
         chains: What is still to be done for each job, in order.
+        files: What reads and writes the files of jobs.
         is_stopping: Whether nothing new is to be submitted.
         doomed: Jobs that are to be cancelled when they come by.
         unsettled: Jobs that the backend may have from an earlier run; they take up room.
@@ -38,6 +40,7 @@ class Run:
         self.hooks = hooks
         self.journal = journal
         self.chains = Chains()
+        self.files = FileWork()
         self.is_stopping = False
         self.is_detached = False
         self.doomed: set[Job] = set()

@@ -6,10 +6,13 @@ import asyncio
 import signal
 from typing import Any, Protocol
 
+from .. import _clouds
 from ..job import Job
 from ..plugin import HookTable
 from ..scheduler import Scheduler
 from .engine import Engine
+from .far import FarEventSpool, FarLock, open_far
+from .far_journal import FarJournal
 from .journal import Journal
 from .lock import WorkdirLock
 from .signals import StopSignals
@@ -41,7 +44,12 @@ class Session:
     """One run over a workdir, from its first job to its last."""
 
     def __init__(
-        self, owner: Owner, engine: Engine, journal: Journal, spool: EventSpool, lock: WorkdirLock
+        self,
+        owner: Owner,
+        engine: Engine,
+        journal: Journal,
+        spool: EventSpool | FarEventSpool,
+        lock: WorkdirLock | FarLock,
     ) -> None:
         self.engine = engine
         self._journal = journal
@@ -65,12 +73,12 @@ class Session:
             WorkdirError: If the workdir cannot be used; `WorkdirLockedError`: another run has it.
         """
         run_dir = f"{scheduler.workdir}/.run"
-        lock = WorkdirLock(run_dir, owner)
-        lock.acquire()
+        is_far = _clouds.is_far(run_dir)
+        lock = await _take(run_dir, owner)
         journal = None
         try:
             await scheduler.start()
-            journal, ledger = await Journal.open(
+            journal, ledger = await (FarJournal if is_far else Journal).open(
                 f"{run_dir}/journal", scheduler.run_id, durable=scheduler.outlives_this_machine
             )
             engine = Engine(
@@ -82,13 +90,18 @@ class Session:
                 on_halt=owner.on_halt,
                 **how,
             )
-            spool = EventSpool(f"{run_dir}/events", engine.on_event)
+            events = f"{scheduler.staging or scheduler.workdir}/.run/events"
+            spool: EventSpool | FarEventSpool
+            if _clouds.is_far(events):
+                spool = FarEventSpool(events, engine.on_event, scheduler.recheck_interval)
+            else:
+                spool = EventSpool(events, engine.on_event)
             if scheduler.leaves_events:
                 spool.start()
         except BaseException:
             if journal is not None:
                 await journal.close()
-            lock.release()
+            await _give_back(lock)
             raise
         scheduler.driver = engine
         session = cls(owner, engine, journal, spool, lock)
@@ -100,10 +113,29 @@ class Session:
         scheduler = self.engine.scheduler
         try:
             await self.engine.close()
-            self._spool.stop()
+            await self._spool.stop()
             await scheduler.close()
         finally:
             await self._journal.close()
             self._signals.restore()
             scheduler.driver = None
-            self._lock.release()
+            await _give_back(self._lock)
+
+
+async def _take(run_dir: str, owner: Owner) -> WorkdirLock | FarLock:
+    """Make this run the owner of the workdir."""
+    if _clouds.is_far(run_dir):
+        await asyncio.to_thread(open_far, run_dir)
+        far_lock = FarLock(run_dir, owner)
+        await asyncio.to_thread(far_lock.acquire)
+        return far_lock
+    lock = WorkdirLock(run_dir, owner)
+    lock.acquire()
+    return lock
+
+
+async def _give_back(lock: WorkdirLock | FarLock) -> None:
+    if isinstance(lock, FarLock):
+        await asyncio.to_thread(lock.release)
+    else:
+        lock.release()

@@ -59,7 +59,7 @@ class EventSpool:
             self._loop.add_reader(self._inotify, self._on_inotify, self._inotify)
         self._list()
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         """Tell what is there to be told, and stop watching."""
         if self._loop is None:
             return

@@ -295,7 +295,7 @@ class Submitting:
                 self._is_accepted(flight, answer)
         # Those that go back to wait are put before the others, so the first must come last.
         for flight, error in reversed(refused):
-            self._is_refused(flight, error)
+            await self._is_refused(flight, error)
 
     def _is_fit(self, job: Job) -> bool:
         """Whether a job can be submitted; False: it has ended instead."""
@@ -324,7 +324,7 @@ class Submitting:
             except OSError as sync_exc:
                 exc = sync_exc
         if exc is None:
-            exc = self._clean(flights)
+            exc = await self._clean(flights)
         elif self._awaits_disk():
             self._hold(exc)
         else:
@@ -342,12 +342,12 @@ class Submitting:
         self.pump_soon()
         return False
 
-    def _clean(self, flights: list[Flight]) -> OSError | None:
+    async def _clean(self, flights: list[Flight]) -> OSError | None:
         """Remove what earlier attempts have left; a job that this fails for is refused."""
         failure = None
         for flight in flights:
             try:
-                flight.job.clean()
+                await self._run.files.call(flight.job, flight.job.clean)
             except OSError as exc:
                 failure = exc
                 if _files.may_pass(exc) and self._awaits_disk():
@@ -375,13 +375,13 @@ class Submitting:
         self._run.call_hook(job, "on_job_submitted")
         self._watching.is_submitted(flight)
 
-    def _is_refused(self, flight: Flight, exc: Exception) -> None:
+    async def _is_refused(self, flight: Flight, exc: Exception) -> None:
         job = flight.job
         transient = isinstance(exc, SubmitError) and exc.transient
         if _files.may_pass(exc.__cause__):
             transient = transient and self._awaits_disk()
         maybe = isinstance(exc, SubmitError) and exc.maybe_submitted
-        if maybe and not self._revoke(flight):
+        if maybe and not await self._run.files.call(job, partial(self._revoke, flight)):
             # It started all the same: it is ours, under an id that we were not told.
             logger.info("%r was submitted in spite of: %s", job, exc)
             self._is_accepted(flight, None)
@@ -424,12 +424,12 @@ class Submitting:
         end = End.not_submitted(exc)
         logger.debug("%r was not submitted: %s", job, end.reason)
         try:
-            job.write_file("job.stderr", f"{end.reason}\n")
-            job.write_file("job.rc", str(end.rc))
+            job.note_file("job.stderr", f"{end.reason}\n")
+            job.note_file("job.rc", str(end.rc))
         except OSError as write_exc:
             logger.warning("The refusal of %r cannot be written: %s", job, write_exc)
         self.pump_soon()
-        self._ending.finish(job, end)
+        self._run.files.upload(job, partial(self._ending.finish, job, end))
 
     # --- plugins and stopping ------------------------------------------------------------------
 

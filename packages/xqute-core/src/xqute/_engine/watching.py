@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from .._protocol import Event
+from .._protocol import EndRecord, Event, StartClaim
 from ..defaults import JobCause, JobStatus
 from ..job import Job
 from ..scheduler import BackendState, Phase
@@ -25,6 +25,8 @@ __all__ = ["Watching"]
 _POLLING_HOOK_INTERVAL_S = 1.0
 #: How long a killed job that the backend has forgotten may take to tell its end itself.
 _KILLED_GRACE_S = 0.5
+#: How often a backend says that a job runs before its start is looked for in a cloud.
+_MANY_CHECKS = 3
 #: How long a failure may go untold while the backend is asked why, and until it is asked (again).
 _EXPLANATION_S, _EXPLANATION_PAUSE_S = 15.0, 0.5
 
@@ -50,7 +52,7 @@ class Watching:
         on_kill_due: Callable[[Flight], None],
     ) -> None:
         self.flights: dict[int, Flight] = {}
-        self.reconciler = Reconciler(run.scheduler, self.on_report)
+        self.reconciler = Reconciler(run, self.on_report)
         self._run = run
         self._ending = ending
         self._on_room = on_room
@@ -98,10 +100,10 @@ class Watching:
         elif self._is_of_another_attempt(job, state):
             logger.debug("What is said of %s is no news of %r", state.jid, job)
         elif state.phase is Phase.ENDED:
-            self._land(flight, judge(flight, state, self._run.scheduler, is_over=True))
+            work = partial(judge, flight, state, self._run.scheduler, is_over=True)
+            self._run.files.do(job, work, partial(self._land, flight))
         elif state.phase is Phase.GONE:
-            if not self._look(flight, state):
-                self._miss(flight, state)
+            self._look(flight, state, otherwise=self._miss)
         else:
             flight.gone_since_s = None
             flight.was_seen = True
@@ -124,6 +126,11 @@ class Watching:
         flight.checks = 0
         if runs:
             self.mark_started(flight, event.epoch_ms / 1000)
+        elif event.status == JobStatus.FINISHED and event.run and event.run == flight.run:
+            # Its name says all that the claim would, and spares the request.
+            record = EndRecord(event.rc, event.status, "")
+            kill = flight.kill_requested
+            self._land(flight, End.from_record(record, None, kill=kill, timeout=flight.timed_out))
         elif not self._look(flight, None):
             self.reconciler.add(flight, _EXPLANATION_PAUSE_S)  # it is not to be seen yet
 
@@ -133,17 +140,44 @@ class Watching:
         if not (scheduler.uses_wrapper and scheduler.leaves_events):
             if state.phase is Phase.RUNNING:
                 self.mark_started(flight)
-        elif not self._look(flight, state) and flight.job.started_at is None:
-            claim = read_start(flight)
-            if claim is not None and not claim.revoked:
+        elif not flight.job.is_far:
+            self._look(flight, state, otherwise=self._look_for_start)
+        elif self._is_silent(flight, state):
+            # Not for its end: between that claim and the event it still uploads files.
+            self._look_for_start(flight, state)
+
+    @staticmethod
+    def _is_silent(flight: Flight, state: BackendState) -> bool:
+        """Whether a job that runs should have told so by now: a look at its files is a request."""
+        runs = state.phase is Phase.RUNNING and flight.job.started_at is None
+        return runs and flight.checks >= _MANY_CHECKS
+
+    def _look_for_start(self, flight: Flight, _state: BackendState) -> None:
+        if flight.job.started_at is not None:
+            return
+
+        def then(claim: StartClaim | None) -> None:
+            if claim is not None and not claim.revoked and not flight.is_closed:
                 self.mark_started(flight)
 
-    def _look(self, flight: Flight, state: BackendState | None) -> bool:
-        """Look whether the end of the attempt is recorded; True if it is."""
-        end = judge(flight, state, self._run.scheduler)
-        if end is not None and not self._is_to_be_explained(flight, end, state):
-            self._land(flight, end)
-        return end is not None
+        self._run.files.do(flight.job, partial(read_start, flight), then)
+
+    def _look(
+        self,
+        flight: Flight,
+        state: BackendState | None,
+        otherwise: Callable[[Flight, BackendState], None] | None = None,
+    ) -> None:
+        """Look whether the end of the attempt is recorded; if not, call `otherwise`."""
+
+        def then(end: End | None) -> None:
+            if end is None:
+                if otherwise is not None and state is not None:
+                    otherwise(flight, state)
+            elif not flight.is_closed and not self._is_to_be_explained(flight, end, state):
+                self._land(flight, end)
+
+        self._run.files.do(flight.job, partial(judge, flight, state, self._run.scheduler), then)
 
     def _is_to_be_explained(self, flight: Flight, end: End, state: BackendState | None) -> bool:
         """Whether a failure is not told yet, because the backend may soon say why it failed."""
@@ -163,6 +197,8 @@ class Watching:
 
     def _miss(self, flight: Flight, state: BackendState) -> None:
         """The backend does not know the job, and no end is recorded: not yet, or never."""
+        if flight.is_closed:
+            return
         grace_s = self._run.scheduler.lost_grace_s
         if flight.kill_requested:
             grace_s = min(grace_s, _KILLED_GRACE_S)
@@ -173,7 +209,8 @@ class Watching:
         if missed_s < grace_s:
             self.reconciler.add(flight, grace_s - missed_s)
         else:
-            self._land(flight, claim_lost(flight, state, self._run.scheduler))
+            work = partial(claim_lost, flight, state, self._run.scheduler)
+            self._run.files.do(flight.job, work, partial(self._land, flight))
 
     # --- what follows --------------------------------------------------------------------------
 
@@ -219,9 +256,15 @@ class Watching:
 
     def _land(self, flight: Flight, end: End | None) -> None:
         """The attempt has ended, if there is an end: the backend has nothing of it any more."""
+        if end is not None and self.flight_of(flight.job) is flight and not flight.is_landing:
+            flight.is_landing = True
+            self._run.files.upload(flight.job, partial(self._landed, flight, end))
+
+    def _landed(self, flight: Flight, end: End) -> None:
+        """The files of the attempt are where they belong."""
         job = flight.job
-        if end is None or self.flight_of(job) is not flight:
-            return
+        if self.flight_of(job) is not flight:
+            return  # a plugin was faster
         if end.ran:
             self.mark_started(flight)
         del self.flights[job.index]

@@ -208,9 +208,10 @@ class Driver:
         if self._settings.json:
             output.put(job.index, job_record(job))
             return
-        files = [File(f"{job.local_dir}/job.stdout", _STDOUT)]
+        folder = f"{job.workdir}/{job.index}"  # a staging folder may be gone by the time
+        files = [File(f"{folder}/job.stdout", _STDOUT)]
         if self._settings.output == "both":
-            files.append(File(f"{job.local_dir}/job.stderr", _STDERR))
+            files.append(File(f"{folder}/job.stderr", _STDERR))
         has_run = job.started_at is not None or job.adopted
         output.put(job.index, tuple(files) if has_run else b"")
 

@@ -13,6 +13,8 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import NamedTuple, TypeAlias
 
+from .. import _clouds
+
 __all__ = ["File", "Item", "Output", "write_all"]
 
 _CHUNK_BYTES = 65536
@@ -123,6 +125,9 @@ class Output:
 
     def _copy(self, file: File, waiting: bytearray) -> None:
         """Write a file; small pieces for standard output only join those that wait."""
+        if _clouds.is_far(file.path):
+            self._copy_far(file, waiting)
+            return
         try:
             fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -140,6 +145,17 @@ class Output:
                     self._flush(waiting)
         finally:
             os.close(fd)
+
+    def _copy_far(self, file: File, waiting: bytearray) -> None:
+        try:
+            data = _clouds.get(file.path) or b""
+        except OSError as exc:
+            self.unread.append(f"{file.path}: {exc}")
+            return
+        if file.fd == self._fd:
+            waiting += data
+        else:
+            write_all(file.fd, data)
 
     def _flush(self, waiting: bytearray) -> None:
         data = bytes(waiting)
