@@ -107,6 +107,9 @@ ALL_PARAMETERS = [
     wrapper.build_parameters(
         index=1, attempt=2, directory="/a b", tag="é", spool="/c", timeout_s=1
     ),
+    wrapper.build_parameters(
+        index=1, attempt=2, directory="/a b", tag="0-2", spool="/c", timeout_s=1, upload_s=1
+    ),
 ]
 
 

@@ -121,6 +121,7 @@ def build_parameters(
     restart: str = "0",
     native_id: str = "''",
     restarts: bool = False,
+    upload_s: float = 0,
 ) -> str:
     """The section `parameters`.
 
@@ -135,9 +136,17 @@ def build_parameters(
         restart: a bash word that gives the number of the backend's own restart.
         native_id: a bash word that gives the backend's id of this job.
         restarts: whether the backend may start this attempt again by itself.
+        upload_s: where `directory` is in a mount of a bucket, the seconds between two uploads of
+            the outputs of a running job; 0: it is not. Needs a `tag` with a "-" before its last
+            part.
     """
+    run = tag.rpartition("-")[0]
     tag = quote(tag) if tag else str(attempt)
-    text = f"xq_dir={quote(directory)}\nxq_tag={tag}\nxq_native={native_id}\n"
+    text = f"xq_tag={tag}\nxq_native={native_id}\n"
+    if upload_s:
+        text += f"xq_mount={quote(directory)}\nxq_upload_s={upload_s:.3f}\nxq_run={quote(run)}\n"
+    else:
+        text = f"xq_dir={quote(directory)}\n{text}"
     if spool:
         text += (
             f"xq_spool={quote(spool)}\n"
@@ -200,6 +209,7 @@ def render(sections: Mapping[str, str]) -> str:
         spool="\nxq_spool=" in parameters,
         timeout="\nxq_timeout_s=" in parameters,
         restarts="\nxq_restarts=" in parameters,
+        mount="\nxq_mount=" in parameters,
         hooked=hooked,
         cwd=bool(cwd),
     )
@@ -214,7 +224,7 @@ class _Piece(NamedTuple):
 
 @cache
 def _plan(
-    *, spool: bool, timeout: bool, restarts: bool, hooked: bool, cwd: bool
+    *, spool: bool, timeout: bool, restarts: bool, mount: bool, hooked: bool, cwd: bool
 ) -> tuple[_Piece, ...]:
     """The template with only these blocks, without comments, as text between places."""
     wanted = {
@@ -226,6 +236,8 @@ def _plan(
         "cwd": cwd,
         "plain": not hooked,
         "direct": not timeout,
+        "mount": mount,
+        "here": not mount,
     }
     template = resources.files(__package__).joinpath("wrapper.sh").read_text("ascii")
     pieces = [_Piece("shebang", is_place=True)]

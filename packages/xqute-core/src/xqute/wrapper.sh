@@ -20,11 +20,16 @@ xq_timeout_s=60     # seconds until TERM
 xq_grace_s=10       # seconds between TERM and KILL
 xq_native=''        # the backend's own id of this job
 xq_restarts=1       # only where the backend may start an attempt again
+xq_mount=/mnt/job   # the job's folder where that is a mount of a bucket; xq_dir is a local one then
+xq_upload_s=10      # seconds between two uploads of the outputs
+xq_run=0            # what xq_tag begins with, for the names of events
 #@
 #@ wrapper_init
 #@
 
+#? here
 # Create $1 exclusively and say $2 in it. True: ours, even if the disk was too full for the words.
+# shellcheck disable=SC2317,SC2329  # the one for mounts is the other
 xq_claim() {
     xq_won=''
     set -C
@@ -32,31 +37,101 @@ xq_claim() {
     set +C
     [[ $xq_won ]]
 }
+#?
+#? mount
+# In a mount of a bucket (gcsfuse and its like) a redirection shows an empty object first and each
+# close of a descriptor uploads the whole file again; who was first is decided at the close, of
+# which cp alone tells. So files are written in a local folder, and copied when they are whole.
+xq_upload() {
+    local name
+    for name; do
+        # Somebody else has written it meanwhile (ESTALE): once more.
+        for _ in 1 2 3; do cp -- "$xq_dir/$name" "$xq_mount/$name" && break; done
+    done
+} 2>/dev/null
+
+# Claim $1 with the words $2. What is there afterwards tells whose it is, whatever cp has said.
+xq_claim() {
+    local name=${1##*/} found=''
+    printf '%s\n' "$2" >"$1"
+    [[ -e $xq_mount/$name ]] && return 1
+    cp -n -- "$1" "$xq_mount/$name"
+    IFS= read -r found <"$xq_mount/$name"
+    [[ $found == "$2" ]]
+} 2>/dev/null
+
+# Upload the outputs now and then, until told that it is over. The line that tells so is for waking
+# up alone: `read` loses it when its time is over in that moment.
+xq_live() {
+    trap '' TERM INT HUP QUIT XCPU USR1 USR2
+    local name
+    while ! read -r -t "$xq_upload_s" -u 5 && [[ ! -e $xq_dir/.over && -e /proc/$$ ]]; do
+        for name in job.stdout job.stderr; do
+            if [[ -s $xq_dir/$name && $xq_dir/$name -nt $xq_dir/.$name ]]; then
+                : >"$xq_dir/.$name"
+                xq_upload "$name"
+            fi
+        done
+    done
+}
+#?
 
 #? spool
 # Leave `<index>.<attempt>.<restart>.<status>.<rc>.<epoch ms>`: a name, there at once, no content.
 xq_tell() {
     local now=${EPOCHREALTIME-}
     if [[ $now ]]; then now=${now//[!0-9]/}; else printf -v now '%(%s)T000000' -1; fi
+#? here
     : >"$xq_spool/$xq_index.$xq_attempt.$xq_restart.$1.$2.${now%???}"
+#?
+#? mount
+    : >"$xq_spool/$xq_index.$xq_attempt.$xq_restart.$1.$2.${now%???}.$xq_run"
+#?
 }
 #?
 
 # One byte over another: readers see one status or the other, never an empty file.
+#? here
+# shellcheck disable=SC2317,SC2329  # the one for mounts is the other
 xq_status() { printf '%s' "$1" 1<>"$xq_dir/job.status"; }
+#?
+#? mount
+xq_status() {
+    printf '%s' "$1" >"$xq_dir/job.status"
+    xq_upload job.status
+}
+#?
 
 # The end, once: whoever creates the end claim writes job.rc and job.status.
 xq_finish() {
     trap '' TERM INT HUP QUIT XCPU USR1 USR2
     local status=7
     [[ $xq_rc == 0 && -z $xq_cause ]] && status=6
+#? mount
+    : >"$xq_dir/.over"
+    printf '\n' >&5
+    wait "$xq_uploader"
+    # Unless it was given up: a later attempt may have files of these names by now.
+    [[ -e $xq_mount/job.end.$xq_tag ]] || xq_upload job.stdout job.stderr
+#?
     if xq_claim "$xq_dir/job.end.$xq_tag$xq_first" "$xq_rc $status ${xq_cause:-${xq_term:+TERMINATED}}"; then
         printf '%s' "$xq_rc" >"$xq_dir/job.rc"
+#? mount
+        xq_upload job.rc
+#?
         xq_status "$status"
 #? spool
         xq_tell "$status" "$xq_rc"
 #?
+#? mount
+    elif ! [[ -e $xq_mount/job.end.$xq_tag ]]; then
+        # The bucket takes nothing: not even a success can be told.
+        xq_rc=122
+#?
     fi
+#? mount
+    rm -rf -- "$xq_dir"
+#?
 }
 
 #? hooked
@@ -187,7 +262,7 @@ export XQUTE_JOB_INDEX=0
         exec -- 'true'
 #@
 #?
-    ) 2>&3 3>&-
+    ) 2>&3 3>&- 5>&-
     xq_rc=$? xq_cause=''
 #? hooked
     xq_hear
@@ -231,8 +306,17 @@ xq_who="${xq_host:--} ${xq_boot:--} $$ ${xq_stat[19]:--} ${xq_native:--}"
 # Whoever starts this script says for which attempt: by now it may be that of a later one.
 if [[ $xq_restarts && ${1-$xq_tag} != "$xq_tag" ]]; then exit 121; fi
 #?
+#? mount
+xq_dir=$(mktemp -d "${TMPDIR:-/tmp}/xqute.XXXXXXXX") || exit 122
+#?
 if ! xq_claim "$xq_dir/job.start.$xq_tag" "$xq_who"; then
+#? here
     [[ -e $xq_dir/job.start.$xq_tag ]] || exit 122
+#?
+#? mount
+    rm -rf -- "$xq_dir"
+    [[ -e $xq_mount/job.start.$xq_tag ]] || exit 122
+#?
 #? restarts
     # Not started again, so this start is somebody else's; or the driver has revoked the attempt.
     if [[ ${xq_restart:-0} == 0 ]]; then exit 121; fi
@@ -249,15 +333,28 @@ if ! xq_claim "$xq_dir/job.start.$xq_tag" "$xq_who"; then
 #?
 fi
 # Somebody has given this attempt up meanwhile: what they wrote stands.
+#? here
 [[ -e $xq_dir/job.end.$xq_tag ]] && exit 121
 #? restarts
 # Each start has an end of its own. Only the backend knows which was the last, whose end is the
 # attempt's; the driver asks it.
 if [[ $xq_start ]]; then xq_tag+=.$xq_start; else xq_first=.0; fi
 #?
+#? mount
+[[ -e $xq_mount/job.end.$xq_tag ]] && exit 121
+# A pipe with both its ends, so that reading from it waits without end.
+exec 5<> <(:)
+xq_live &
+xq_uploader=$!
+#?
 
 #? timeout
+#? here
 exec 4< <(xq_guard)
+#?
+#? mount
+exec 4< <(xq_guard 5>&-)
+#?
 IFS=' ' read -r -t "$xq_timeout_s" -u 4 xq_rc xq_cause
 if (($? > 128)); then
     xq_signal TERM
