@@ -49,6 +49,12 @@ DISTRIBUTIONS = [
         sdks=frozenset({"docker"}),
     ),
     Row("xqute-ssh", "xqute_ssh", schedulers=frozenset({"ssh"}), sdks=frozenset({"paramiko"})),
+    Row(
+        "xqute-gbatch",
+        "xqute_gbatch",
+        schedulers=frozenset({"gbatch"}),
+        sdks=frozenset({"google", "grpc"}),
+    ),
 ]
 
 

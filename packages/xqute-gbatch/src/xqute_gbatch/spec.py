@@ -1,0 +1,325 @@
+"""The Batch job as a message in REST spelling: what the user said, completed. Pure.
+
+The user's own settings are completed and never overwritten. The first task group is what runs; in
+it the first volume is the workdir, and one of the runnables is the job.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from xqute.defaults import JOBCMD_WRAPPER_LANG
+from xqute.errors import ConfigError
+
+from .options import Mount, check_labels, sanitize_label
+
+if TYPE_CHECKING:
+    from xqute.resources import Resources
+
+__all__ = ["build_job", "complete_config", "fill_in"]
+
+#: What a runnable may say beside what it runs.
+_RUNS: Final = ("container", "script", "barrier")
+_CONTAINER_KEYS: Final = ("image_uri", "imageUri", "entrypoint", "commands")
+
+
+def complete_config(
+    config: Mapping[str, Any],
+    *,
+    workdir: Mount,
+    mounts: Sequence[Mount] = (),
+    service_account: str | None = None,
+    network: str | None = None,
+    subnetwork: str | None = None,
+    no_external_ip_address: bool | None = None,
+    machine_type: str | None = None,
+    provisioning_model: str | None = None,
+    image_uri: str | None = None,
+    entrypoint: str | None = None,
+    commands: str | Sequence[str] | None = None,
+    runnables: Sequence[Mapping[str, Any]] | None = None,
+    user: str = "",
+) -> tuple[dict[str, Any], int]:
+    """Give the message that all jobs have in common, and which of its runnables is the job.
+
+    Raises:
+        ConfigError: If something in it cannot be.
+        TypeError: If a part of it is of a type that it cannot be.
+    """
+    message: dict[str, Any] = copy.deepcopy(dict(config))
+    group = _first_group(message)
+    spec = _mapping(group, "taskSpec", "taskGroups[0].taskSpec")
+    _check_counts(group, spec)
+    _add_volumes(spec, [workdir, *mounts])
+    index = _add_runnables(
+        spec, _job_runnable(image_uri, entrypoint, commands), _extra_runnables(runnables)
+    )
+    names = {mount.name: mount.path for mount in mounts if mount.name}
+    if names:
+        environment = _mapping(spec, "environment", "taskSpec.environment")
+        _complete(_mapping(environment, "variables", "taskSpec.environment.variables"), names)
+    _add_policy(
+        message,
+        service_account=service_account,
+        network={
+            "network": network,
+            "subnetwork": subnetwork,
+            "noExternalIpAddress": no_external_ip_address,
+        },
+        policy={"machineType": machine_type, "provisioningModel": provisioning_model},
+    )
+    _complete(message, {"logsPolicy": {"destination": "CLOUD_LOGGING"}})
+    labels = {"xqute": "true", "user": user}
+    account = message.get("allocationPolicy", {}).get("serviceAccount", {}).get("email")
+    if account:
+        labels["sacct"] = str(account).partition("@")[0]
+    given = check_labels(message.get("labels") or {})
+    message["labels"] = {**{key: sanitize_label(text) for key, text in labels.items()}, **given}
+    return message, index
+
+
+def build_job(
+    config: Mapping[str, Any],
+    runnable_index: int,
+    *,
+    script: str,
+    labels: Mapping[str, str],
+    resources: Resources | None,
+) -> dict[str, Any]:
+    """Give the message of one job.
+
+    Args:
+        config: The common one, as the user may have changed it.
+        runnable_index: Which runnable is the job.
+        script: The job's wrapper, as the job sees it.
+        labels: The job's own.
+        resources: What the job asks for; None: nothing was said.
+
+    Raises:
+        ConfigError: If there is no place for the job in it.
+    """
+    message: dict[str, Any] = copy.deepcopy(dict(config))
+    try:
+        group = message["taskGroups"][0]
+        spec = group["taskSpec"]
+        runnable = spec["runnables"][runnable_index]
+    except (KeyError, IndexError, TypeError) as exc:
+        raise ConfigError(
+            f"config['taskGroups'][0]['taskSpec']['runnables'][{runnable_index}] is the job: it"
+            " must be there"
+        ) from exc
+    _check_counts(group, spec)
+    fill_in(runnable, script)
+    message["labels"] = {**check_labels(message.get("labels") or {}), **labels}
+    if resources is not None:
+        _add_resources(message, spec, resources)
+    return message
+
+
+def fill_in(runnable: dict[str, Any], script: str) -> None:
+    """Put the shell and the script where ``{lang}`` and ``{script}`` are.
+
+    Raises:
+        ConfigError: If there is no ``{script}``.
+    """
+    if "container" in runnable:
+        container = runnable["container"]
+        words = container.get("commands") or ()
+        container["commands"] = [_replace(word, script) for word in words]
+        found = any("{script}" in word for word in words)
+    else:
+        text = runnable.get("script", {}).get("text", "")
+        runnable.setdefault("script", {})["text"] = _replace(text, script)
+        found = "{script}" in text
+    if not found:
+        raise ConfigError(
+            "The commands of the job have no place for its script: say {script} somewhere in them"
+        )
+
+
+def _replace(text: str, script: str) -> str:
+    return text.replace("{lang}", JOBCMD_WRAPPER_LANG).replace("{script}", script)
+
+
+# --- parts ---------------------------------------------------------------------------------------
+
+
+def _mapping(parent: dict[str, Any], key: str, where: str) -> dict[str, Any]:
+    value = parent.setdefault(key, {})
+    if not isinstance(value, dict):
+        raise TypeError(f"{where} must be a mapping: {value!r}")
+    return value
+
+
+def _list(parent: dict[str, Any], key: str, where: str) -> list[Any]:
+    value = parent.setdefault(key, [])
+    if not isinstance(value, list):
+        raise TypeError(f"{where} must be a list: {value!r}")
+    return value
+
+
+def _first(parent: dict[str, Any], key: str, where: str) -> dict[str, Any]:
+    items = _list(parent, key, where)
+    if not items:
+        items.append({})
+    if not isinstance(items[0], dict):
+        raise TypeError(f"{where}[0] must be a mapping: {items[0]!r}")
+    return items[0]
+
+
+def _complete(target: dict[str, Any], defaults: Mapping[str, Any]) -> None:
+    for key, value in defaults.items():
+        if value is not None:
+            target.setdefault(key, value)
+
+
+def _first_group(message: dict[str, Any]) -> dict[str, Any]:
+    return _first(message, "taskGroups", "taskGroups")
+
+
+def _check_counts(group: Mapping[str, Any], spec: Mapping[str, Any]) -> None:
+    """See that Batch runs each job once: how often it is tried is the run's business."""
+    for where, settings, key, most in (
+        ("taskGroups[0]", group, "taskCount", 1),
+        ("taskGroups[0].taskSpec", spec, "maxRetryCount", 0),
+    ):
+        value = settings.get(key)
+        if value is not None and int(value) > most:
+            hint = "each job is one task" if most else "use num_retries and error_strategy"
+            raise ConfigError(f"{where}.{key} must not be over {most}: {value!r}; {hint}")
+
+
+def _add_volumes(spec: dict[str, Any], mounts: Iterable[Mount]) -> None:
+    volumes = _list(spec, "volumes", "taskSpec.volumes")
+    mine = [
+        {
+            "gcs": {"remotePath": mount.remote_path},
+            "mountPath": mount.path,
+            "mountOptions": ["--implicit-dirs"],
+        }
+        for mount in mounts
+    ]
+    volumes[:] = [*mine, *volumes]
+
+
+def _job_runnable(
+    image_uri: str | None, entrypoint: str | None, commands: str | Sequence[str] | None
+) -> dict[str, Any]:
+    """Give the runnable of the job, with places for the shell and the script."""
+    if isinstance(commands, str):
+        commands = [commands]
+    if commands is not None and not any("{script}" in word for word in commands):
+        raise ConfigError(f"commands must have a place for the script, {{script}}: {commands!r}")
+    if image_uri is None:
+        if entrypoint is not None:
+            raise ConfigError("entrypoint needs an image_uri: without one there is no container")
+        words = ["{lang}", "-p", "{script}"] if commands is None else commands
+        return {"script": {"text": " ".join(words)}}
+    container: dict[str, Any] = {
+        "image_uri": image_uri,
+        "entrypoint": entrypoint or JOBCMD_WRAPPER_LANG,
+        "commands": ["-p", "{script}"] if commands is None else list(commands),
+    }
+    return {"container": container}
+
+
+def _extra_runnables(
+    runnables: Sequence[Mapping[str, Any]] | None,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Give those that come before the job, and those that come after it, in order."""
+    listed: Any = runnables or ()
+    if isinstance(listed, str) or not isinstance(listed, Sequence):
+        raise TypeError(f"runnables must be a list of mappings: {runnables!r}")
+    ordered = []
+    for position, given in enumerate(listed):
+        if not isinstance(given, Mapping):
+            raise TypeError(f"runnables[{position}] must be a mapping: {given!r}")
+        runnable = copy.deepcopy(dict(given))
+        order = runnable.pop("order", 0)
+        if not isinstance(order, int):
+            raise ConfigError(f"runnables[{position}]: order must be a whole number: {order!r}")
+        ordered.append((order, position, _shape(runnable)))
+    ordered.sort(key=lambda entry: entry[:2])
+    return (
+        [runnable for order, _, runnable in ordered if order < 0],
+        [runnable for order, _, runnable in ordered if order >= 0],
+    )
+
+
+def _shape(runnable: dict[str, Any]) -> dict[str, Any]:
+    """Give a runnable whose container or script may have been said without its braces."""
+    if isinstance(runnable.get("script"), str):
+        runnable["script"] = {"text": runnable["script"]}
+    if not any(key in runnable for key in _RUNS):
+        inner = {key: runnable.pop(key) for key in _CONTAINER_KEYS if key in runnable}
+        if inner:
+            runnable["container"] = inner
+    return runnable
+
+
+def _add_runnables(
+    spec: dict[str, Any],
+    mine: dict[str, Any],
+    extra: tuple[list[dict[str, Any]], list[dict[str, Any]]],
+) -> int:
+    runnables = _list(spec, "runnables", "taskSpec.runnables")
+    before, after = extra
+    if not runnables:
+        runnables.append({})
+    job = runnables[0]
+    if not isinstance(job, dict):
+        raise TypeError(f"taskSpec.runnables[0] must be a mapping: {job!r}")
+    kind = next(iter(mine))
+    if kind in job or not any(key in job for key in _RUNS):
+        _complete(_mapping(job, kind, f"taskSpec.runnables[0].{kind}"), mine[kind])
+    elif "container" in job:
+        _complete(job["container"], {"entrypoint": JOBCMD_WRAPPER_LANG})
+        _complete(job["container"], {"commands": ["-p", "{script}"]})
+    runnables[:] = [*before, *runnables, *after]
+    return len(before)
+
+
+def _add_policy(
+    message: dict[str, Any],
+    *,
+    service_account: str | None,
+    network: Mapping[str, Any],
+    policy: Mapping[str, Any],
+) -> None:
+    if service_account is None and not any(
+        value is not None for value in (*network.values(), *policy.values())
+    ):
+        return
+    allocation = _mapping(message, "allocationPolicy", "allocationPolicy")
+    if service_account is not None:
+        account = _mapping(allocation, "serviceAccount", "allocationPolicy.serviceAccount")
+        _complete(account, {"email": service_account})
+    if any(value is not None for value in network.values()):
+        interfaces = _mapping(allocation, "network", "allocationPolicy.network")
+        where = "allocationPolicy.network.networkInterfaces"
+        _complete(_first(interfaces, "networkInterfaces", where), network)
+    if any(value is not None for value in policy.values()):
+        instance = _first(allocation, "instances", "allocationPolicy.instances")
+        _complete(_mapping(instance, "policy", "allocationPolicy.instances[0].policy"), policy)
+
+
+def _add_resources(message: dict[str, Any], spec: dict[str, Any], resources: Resources) -> None:
+    compute = {
+        "cpuMilli": str(resources.cpus * 1000),
+        "memoryMib": None if resources.memory_mib is None else str(resources.memory_mib),
+        "bootDiskMib": None if resources.disk_mib is None else str(resources.disk_mib),
+    }
+    _complete(_mapping(spec, "computeResource", "taskSpec.computeResource"), compute)
+    if resources.walltime_s is not None:
+        _complete(spec, {"maxRunDuration": f"{resources.walltime_s:g}s"})
+    if resources.gpus:
+        allocation = _mapping(message, "allocationPolicy", "allocationPolicy")
+        instance = _first(allocation, "instances", "allocationPolicy.instances")
+        policy = _mapping(instance, "policy", "allocationPolicy.instances[0].policy")
+        gpu = {"count": str(resources.gpus)}
+        if resources.gpu_type is not None:
+            gpu["type"] = resources.gpu_type
+        _complete(policy, {"accelerators": [gpu]})
+        _complete(instance, {"installGpuDrivers": True})

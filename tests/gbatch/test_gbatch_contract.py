@@ -1,0 +1,48 @@
+"""The gbatch scheduler keeps the contract, over a Batch service and a store on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from typing import ClassVar
+
+import pytest
+
+from xqute import _clouds
+from xqute.testing import SchedulerContract
+from xqute_gbatch import GbatchScheduler
+
+pytestmark = [pytest.mark.needs("fusermount3", "unshare", "openssl", root=True)]
+
+
+@pytest.mark.usefixtures("batch")
+class TestGbatch(SchedulerContract):
+    does_not_apply: ClassVar = {
+        "test_only_the_user_can_read_what_may_be_secret": (
+            "objects have no modes: who may read a bucket is its owner's to say"
+        ),
+    }
+    deadline_s = 100.0
+    many = 24
+
+    def make_scheduler(self, workdir, **keywords):
+        scheduler = GbatchScheduler(
+            workdir,
+            project="project",
+            location="here",
+            client_options=json.loads(os.environ["GBATCH_TEST_OPTIONS"]),
+            **keywords,
+        )
+        scheduler.upload_interval_s = 0.1
+        return scheduler
+
+    def tune(self, scheduler):
+        super().tune(scheduler)
+        scheduler.kill_timeout_s = 20.0
+
+    def make_workdir(self, tmp_path, name):
+        return f"gs://bucket/{uuid.uuid4().hex}/{name}"
+
+    def read(self, job, name):
+        return _clouds.get(f"{job.metadir}/{name}")
