@@ -1,0 +1,216 @@
+"""Workdirs in a cloud and Google Cloud Batch, over emulators: `python benchmarks/cloud.py`.
+
+Prints what was measured beside its target; exit code 1 if a measurement failed, and with --strict
+if a target was missed. Needs root and what tests/services installs. Azure is measured where AZURITE
+names the emulator's blob server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import importlib.util
+import os
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+from measuring import Samples
+
+ROOT = Path(__file__).resolve().parents[1]
+N_JOBS, N_CHANGES, N_POLLS = 1000, 10, 20
+MAX_REQUESTS, MAX_LAG_MS, MAX_RATIO = 3, 10.0, 1.5
+
+
+def load(path: Path) -> ModuleType:
+    """Import a file of the tests."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+service = load(ROOT / "tests" / "services" / "gbatch" / "running.py")
+stores = load(ROOT / "tests" / "services" / "stores.py")
+
+
+async def with_lag(work: Awaitable[None]) -> float:
+    """Do something, and give the p99 of how late the event loop was meanwhile, in ms."""
+    lags: list[float] = []
+
+    async def measure() -> None:
+        while True:
+            began_s = time.perf_counter()
+            await asyncio.sleep(0.001)
+            lags.append((time.perf_counter() - began_s - 0.001) * 1000)
+
+    measuring = asyncio.create_task(measure())
+    await work
+    measuring.cancel()
+    return Samples(tuple(lags)).quantile(0.99)
+
+
+async def poll(scheme: str, n_requests: Callable[[], int]) -> tuple[int, float, float]:
+    """Give requests and ms of one look at 1,000 running jobs with 10 changes; and the lag."""
+    from xqute import _clouds
+    from xqute._engine.far import FarEventSpool
+
+    folder = f"{scheme}://bucket/bench/events"
+    told: list[object] = []
+    spool = FarEventSpool(folder, told.append)
+    costs: list[tuple[int, float]] = []
+
+    def change(number: int) -> None:
+        for job in range(N_CHANGES):
+            _clouds.put(f"{folder}/{job}.0.0.6.0.{number}.0123abcd", b"")
+
+    async def work() -> None:
+        for number in range(1, N_POLLS + 1):
+            await asyncio.to_thread(change, number)
+            before, began_s = n_requests(), time.perf_counter()
+            await spool.look()
+            took_ms = (time.perf_counter() - began_s) * 1000
+            costs.append((n_requests() - before, took_ms))
+
+    await spool.look()
+    lag_ms = await with_lag(work())
+    assert len(told) == N_POLLS * N_CHANGES
+    # The first use of a thread's client costs a request of its own.
+    return (
+        int(statistics.median(cost for cost, _ in costs)),
+        statistics.median(took_ms for _, took_ms in costs),
+        lag_ms,
+    )
+
+
+@contextlib.contextmanager
+def batch(folder: Path) -> Iterator[object]:
+    """Give a Batch service over a store, as the environment of this process has them."""
+    with (
+        service.bucket_store(folder) as url,
+        service.batch_service(folder, url, "--vms=8") as found,
+    ):
+        os.environ["STORAGE_EMULATOR_HOST"] = url
+        os.environ["GOOGLE_CLOUD_PROJECT"] = "project"
+        os.environ["GOOGLE_APPLICATION_CREDENTIALS"] = found.key
+        os.environ["GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"] = found.roots
+        yield found
+
+
+async def run_with_xqute(found: object, n_jobs: int) -> tuple[float, float]:
+    """Give the seconds for so many tiny jobs, and the lag."""
+    from xqute import Xqute
+
+    opts = {
+        "project": "project",
+        "location": "here",
+        "client_options": found.options,  # type: ignore[attr-defined]
+    }
+    began_s = time.perf_counter()
+
+    async def work() -> None:
+        async with Xqute("gbatch", workdir="gs://bucket/x", scheduler_opts=opts, forks=64) as xq:
+            for _ in range(n_jobs):
+                await xq.feed(["true"])
+        assert all(job.rc == 0 for job in xq.jobs), "a job failed"
+
+    lag_ms = await with_lag(work())
+    return time.perf_counter() - began_s, lag_ms
+
+
+async def run_by_hand(found: object, n_jobs: int) -> float:
+    """Give the seconds in which the service itself runs the same scripts: the least there is."""
+    from xqute import _clouds
+    from xqute_gbatch import GbatchScheduler
+    from xqute_gbatch.client import check_message
+
+    scheduler = GbatchScheduler(
+        "gs://bucket/y",
+        project="project",
+        location="here",
+        client_options=found.options,  # type: ignore[attr-defined]
+    )
+    jobs = [scheduler.create_job(index, ["true"]) for index in range(n_jobs)]
+    scripts = [(job, scheduler.wrap_job_script(job)) for job in jobs]
+
+    def upload() -> None:
+        for job, script in scripts:
+            job.write_file("job.wrapped.gbatch", script)
+        _clouds.put("gs://bucket/y/.run/events/", b"")
+
+    await asyncio.to_thread(upload)
+    async with scheduler:
+        client = scheduler._connect()
+        began_s = time.perf_counter()
+        room = asyncio.Semaphore(8)
+
+        async def create(number: int) -> None:
+            message = check_message(scheduler.build_message(jobs[number]))
+            async with room:
+                await client.create(f"by-hand-{number}", "by-hand", message)
+
+        await asyncio.gather(*map(create, range(n_jobs)))
+        while True:
+            states = found.ask("states")  # type: ignore[attr-defined]
+            mine = [state for name, state in states.items() if name.startswith("by-hand-")]
+            if mine.count("SUCCEEDED") == n_jobs:
+                return time.perf_counter() - began_s
+            assert "FAILED" not in mine, "a job failed"
+            await asyncio.sleep(0.05)
+
+
+def tell(what: str, value: str, target: str, *, kept: bool) -> bool:
+    """Print one line; give whether the target was kept."""
+    print(f"{what:<48} {value:>14}   {target:<14} {'' if kept else 'MISSED'}", flush=True)
+    return kept
+
+
+def main() -> int:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--jobs", type=int, default=200)
+    parser.add_argument("--strict", action="store_true")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    kept = True
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.2f}, Python {sys.version.split()[0]}")
+    with tempfile.TemporaryDirectory() as scratch:
+        for scheme in ("gs", "s3", "az"):
+            folder = Path(scratch) / scheme
+            folder.mkdir()
+            try:
+                with stores.store(scheme, folder, os.environ.__setitem__) as n_requests:
+                    n, took_ms, lag_ms = asyncio.run(poll(scheme, n_requests))
+            except stores.NotHereError as exc:
+                kept = tell(f"{scheme}: {exc}", "-", "", kept=False)
+                continue
+            what = f"{scheme}: {N_JOBS} jobs, {N_CHANGES} changes"
+            kept &= tell(f"{what}: requests", str(n), f"<= {MAX_REQUESTS}", kept=n <= MAX_REQUESTS)
+            tell(f"{what}: time", f"{took_ms:.1f} ms", "", kept=True)
+            is_kept = lag_ms <= MAX_LAG_MS
+            kept &= tell(f"{what}: lag p99", f"{lag_ms:.2f} ms", "<= 10 ms", kept=is_kept)
+        folder = Path(scratch) / "batch"
+        folder.mkdir()
+        with batch(folder) as found:
+            least_s = asyncio.run(run_by_hand(found, options.jobs))
+            took_s, lag_ms = asyncio.run(run_with_xqute(found, options.jobs))
+    ratio = took_s / least_s
+    what = f"gbatch: {options.jobs} tiny jobs"
+    tell(f"{what}: the service alone", f"{least_s:.2f} s", "", kept=True)
+    tell(f"{what}: with xqute", f"{took_s:.2f} s", "", kept=True)
+    kept &= tell(f"{what}: ratio", f"{ratio:.2f}", f"<= {MAX_RATIO}", kept=ratio <= MAX_RATIO)
+    is_kept = lag_ms <= MAX_LAG_MS
+    kept &= tell(f"{what}: lag p99", f"{lag_ms:.2f} ms", "<= 10 ms", kept=is_kept)
+    return int(options.strict and not kept)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
