@@ -153,9 +153,9 @@ class RecoveryPromises:
         [job] = await rig.run(bash(f"{_RUNS}; exit 7"))
         assert rig.read(job, "runs") == b"run\n"
         tags = [
-            name.removeprefix("job.start.")
-            for name in os.listdir(job.metadir)
-            if name.startswith("job.start.")
+            path.name.removeprefix("job.start.")
+            for path in job.metadir.iterdir()
+            if path.name.startswith("job.start.")
         ]
         for tag in tags:  # the dead driver's, and the one that has run
             async with rig.backend() as backend:
