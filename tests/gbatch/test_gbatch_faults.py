@@ -109,7 +109,7 @@ async def test_a_cancellation_that_fails_is_repeated(batch, running, code):
         batch.ask("fault", rpc="CancelJob", code=code)
         await xq.scheduler.kill_job_and_update_status(job)
     assert job.outcome == JobOutcome.KILLED
-    assert batch.ask("states")[job.jid] == "CANCELLED"
+    await until(lambda: batch.ask("states")[job.jid] == "CANCELLED", "Batch has cancelled it", 30)
 
 
 async def test_a_job_that_waits_for_a_vm_is_cancelled(batch, running):

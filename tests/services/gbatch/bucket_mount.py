@@ -219,6 +219,8 @@ class BucketMount(mfusepy.Operations):
             found = self._find(path)
             if found is None and not create:
                 raise mfusepy.FuseOSError(errno.ENOENT)
+            if found is not None and create:  # since the kernel has asked
+                raise mfusepy.FuseOSError(errno.EEXIST)
             if isinstance(found, dict):
                 data = b"" if truncate else self._bucket.read(self._key(path))
                 file = File(int(found["generation"]), data)
