@@ -524,7 +524,18 @@ class Control:
 # --- making it -----------------------------------------------------------------------------------
 
 
-def make_credentials(folder):
+async def give_token(reader, writer):
+    """What a key is exchanged for; some clients want that (cloudpathlib's), Batch's does not."""
+    head = (await reader.readuntil(b"\r\n\r\n")).decode()
+    await reader.readexactly(int(re.search(r"(?i)^content-length: *(\d+)", head, re.M)[1]))
+    body = json.dumps({"access_token": "x", "expires_in": 3600, "token_type": "Bearer"})
+    lines = ["HTTP/1.1 200 OK", "Content-Type: application/json", f"Content-Length: {len(body)}"]
+    writer.write("\r\n".join([*lines, "Connection: close", "", body]).encode())
+    await writer.drain()
+    writer.close()
+
+
+def make_credentials(folder, token_uri):
     """A certificate for localhost, and a service account's key file."""
     files = {"key": folder / "tls.key", "cert": folder / "roots.pem", "rsa": folder / "rsa.key"}
     subprocess.run(
@@ -543,7 +554,7 @@ def make_credentials(folder):
         "private_key": files["key"].read_text(),
         "client_email": "tests@project.iam.gserviceaccount.com",
         "client_id": "1",
-        "token_uri": "https://localhost:1/token",
+        "token_uri": token_uri,
     }
     (folder / "key.json").write_text(json.dumps(account))
     return grpc.ssl_server_credentials([(files["key"].read_bytes(), files["cert"].read_bytes())])
@@ -559,7 +570,9 @@ async def main():
     parser.add_argument("--stat-ttl", type=float, default=0.0)
     options = parser.parse_args()
     (options.folder / "logs").mkdir(parents=True, exist_ok=True)
-    credentials = make_credentials(options.folder)
+    tokens = await asyncio.start_server(give_token, "127.0.0.1", 0)
+    port = tokens.sockets[0].getsockname()[1]
+    credentials = make_credentials(options.folder, f"http://127.0.0.1:{port}/token")
     service = BatchService(options)
     server = grpc.aio.server()
     server.add_generic_rpc_handlers(tuple(service.handlers()))
