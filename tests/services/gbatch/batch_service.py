@@ -527,7 +527,8 @@ class Control:
 async def give_token(reader, writer):
     """What a key is exchanged for; some clients want that (cloudpathlib's), Batch's does not."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode()
-    await reader.readexactly(int(re.search(r"(?i)^content-length: *(\d+)", head, re.M)[1]))
+    length = re.search(r"(?i)^content-length: *(\d+)", head, re.MULTILINE)[1]
+    await reader.readexactly(int(length))
     body = json.dumps({"access_token": "x", "expires_in": 3600, "token_type": "Bearer"})
     lines = ["HTTP/1.1 200 OK", "Content-Type: application/json", f"Content-Length: {len(body)}"]
     writer.write("\r\n".join([*lines, "Connection: close", "", body]).encode())
