@@ -24,46 +24,6 @@ pytestmark = [
 APPENDS = 'echo run >>"$XQUTE_JOB_METADIR/runs"'
 
 
-@pytest.fixture(autouse=True)
-def _healed(batch):
-    batch.ask("heal")
-    yield
-    batch.ask("heal")
-
-
-@pytest.fixture
-def make_scheduler(batch, make_workdir):
-    def make(workdir=None, **keywords):
-        settings = {"project": "project", "location": "here", "client_options": batch.options}
-        scheduler = GbatchScheduler(workdir or make_workdir(), **{**settings, **keywords})
-        scheduler.kill_grace_s = 1.0
-        scheduler.kill_timeout_s = 20.0
-        scheduler.recheck_interval = 0.3
-        scheduler.first_recheck_s = 0.1
-        scheduler.lost_grace_s = 0.4
-        scheduler.upload_interval_s = 0.2
-        return scheduler
-
-    return make
-
-
-@pytest.fixture
-def running(make_scheduler, make_workdir):
-    @contextlib.asynccontextmanager
-    async def run(**keywords):
-        opts = keywords.pop("opts", {})
-
-        class Tuned(GbatchScheduler):
-            def __new__(cls, workdir, **given):
-                return make_scheduler(workdir, **given)
-
-        async with asyncio.timeout(90):
-            async with Xqute(Tuned, workdir=make_workdir(), scheduler_opts=opts, **keywords) as xq:
-                yield xq
-
-    return run
-
-
 def read(job, name):
     return _clouds.get(f"{job.metadir}/{name}")
 

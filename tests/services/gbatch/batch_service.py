@@ -6,9 +6,10 @@ In FOLDER it makes what a client needs: `roots.pem` (for GRPC_DEFAULT_SSL_ROOTS_
 `key.json` (of a service account); and `control`, a socket for tests. Then it says in one line
 {"endpoint": ...}. It ends, with all that it runs, when its standard input is closed.
 
-Each job gets a "VM": a mount namespace of its own in which the job's buckets are mounted by
-bucket_mount.py. Containers are not isolated: entrypoint and commands run as they are. A job that is
-cancelled or deleted gets TERM and, --term-grace seconds later, KILL, as on a VM that is shut down.
+Each task of a job gets a "VM": a mount namespace of its own in which the job's buckets are mounted
+by bucket_mount.py. Containers are not isolated: entrypoint and commands run as they are. A job that
+is cancelled or deleted gets TERM and, --term-grace seconds later, KILL, as on a VM that is shut
+down.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from google.protobuf import any_pb2, empty_pb2, timestamp_pb2
 HERE = Path(__file__).resolve().parent
 State = job_types.JobStatus.State
 Code = grpc.StatusCode
+TaskState = task_types.TaskStatus.State
 ENDED = (State.SUCCEEDED, State.FAILED, State.CANCELLED)
 JOB_ID = r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?"
 
@@ -109,11 +111,12 @@ class Filter:
 
 
 class Machine:
-    """Where one job runs; everything on it carries its name in the environment."""
+    """Where one task runs; everything on it carries its name in the environment."""
 
-    def __init__(self, job, options):
+    def __init__(self, job, place, options):
         self.name = f"vm-{uuid.uuid4().hex}"
         self._job = job
+        self._place = place
         self._options = options
         self._folder = options.folder / "vms" / self.name
         self._process = None
@@ -166,14 +169,14 @@ class Machine:
             "HOME": "/root",
             "TMPDIR": str(self._folder),
             "FAKE_BATCH_VM": self.name,
-            "BATCH_TASK_INDEX": "0",
-            "BATCH_TASK_COUNT": "1",
+            "BATCH_TASK_INDEX": str(self._place),
+            "BATCH_TASK_COUNT": str(max(1, self._job.task_groups[0].task_count)),
             "BATCH_TASK_RETRY_ATTEMPT": "0",
             "BATCH_JOB_UID": self._job.uid,
             **dict(spec.environment.variables),
         }
         self._folder.mkdir(parents=True)
-        log = self._options.folder / "logs" / self._job.name.rpartition("/")[2]
+        log = self._options.folder / "logs" / f"{self._job.name.rpartition('/')[2]}.{self._place}"
         with log.open("wb") as output:
             self._process = await asyncio.create_subprocess_exec(
                 *("unshare", "--mount", "--propagation", "private", "bash", "-c", self._script()),
@@ -183,6 +186,8 @@ class Machine:
                 stderr=output,
                 start_new_session=True,
             )
+        if self._is_ending:  # meanwhile
+            self.destroy()
         try:
             return await self._process.wait()
         finally:
@@ -190,9 +195,9 @@ class Machine:
 
     async def shut_down(self):
         """TERM, and KILL for what stays."""
-        if self._process is None or self._process.returncode is not None or self._is_ending:
+        is_first, self._is_ending = not self._is_ending, True
+        if self._process is None or self._process.returncode is not None or not is_first:
             return
-        self._is_ending = True
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGTERM)
         try:
@@ -229,11 +234,13 @@ class BatchService:
     def __init__(self, options):
         self._options = options
         self.reset()
-        self._tasks = set()
+        self._work = set()
         self.set_vms(None)
 
     def reset(self):
-        self.jobs, self.requests, self.operations, self.machines = {}, {}, {}, {}
+        self.jobs, self.requests, self.operations = {}, {}, {}
+        #: By the names of jobs: their tasks, and the machines of those, in order.
+        self.tasks, self.machines = {}, {}
         self.calls = collections.Counter()
         self.faults = collections.defaultdict(list)
         self.delays = {}
@@ -273,25 +280,29 @@ class BatchService:
             "DeleteJob": rpc(self.DeleteJob, batch.DeleteJobRequest, operation),
             "CancelJob": rpc(self.CancelJob, batch.CancelJobRequest, operation),
             "ListJobs": rpc(self.ListJobs, batch.ListJobsRequest, batch.ListJobsResponse.serialize),
+            "ListTasks": rpc(
+                self.ListTasks, batch.ListTasksRequest, batch.ListTasksResponse.serialize
+            ),
         }
         yield grpc.method_handlers_generic_handler("google.cloud.batch.v1.BatchService", methods)
 
     def _spawn(self, coroutine):
         task = asyncio.create_task(coroutine)
-        self._tasks.add(task)
+        self._work.add(task)
         task.add_done_callback(self._on_done)
 
     def _on_done(self, task):
-        self._tasks.discard(task)
+        self._work.discard(task)
         if not task.cancelled():
             task.result()
 
     async def stop(self):
-        for machine in self.machines.values():
-            machine.destroy()
-        for task in list(self._tasks):
+        for machines in self.machines.values():
+            for machine in machines:
+                machine.destroy()
+        for task in list(self._work):
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._work, return_exceptions=True)
 
     # --- calls
 
@@ -320,7 +331,7 @@ class BatchService:
         job.name, job.uid = name, f"{request.job_id}-{uuid.uuid4().hex[:8]}"
         job.create_time = timestamp_pb2.Timestamp(seconds=int(time.time()))
         job.status.state = State.QUEUED
-        self.jobs[name] = job
+        self.jobs[name], self.tasks[name], self.machines[name] = job, [], []
         if request.request_id:
             self.requests[request.request_id] = job
         self._spawn(self._run(job))
@@ -349,11 +360,22 @@ class BatchService:
             ]
         except ValueError as error:
             await context.abort(Code.INVALID_ARGUMENT, str(error))
+        page, token = self._page(found, request)
+        return batch.ListJobsResponse(jobs=page, next_page_token=token)
+
+    @staticmethod
+    def _page(found, request):
         start = int(request.page_token or 0)
         end = start + min(request.page_size or 100, 1000)
-        return batch.ListJobsResponse(
-            jobs=found[start:end], next_page_token=str(end) if end < len(found) else ""
-        )
+        return found[start:end], str(end) if end < len(found) else ""
+
+    async def ListTasks(self, request, context):  # noqa: N802  # the service calls it so
+        name, group, which = request.parent.partition("/taskGroups/")
+        if not group or which != "group0":
+            await context.abort(Code.INVALID_ARGUMENT, f"invalid parent {request.parent!r}")
+        await self._find(name, context)
+        page, token = self._page(self.tasks[name], request)
+        return batch.ListTasksResponse(tasks=page, next_page_token=token)
 
     async def CancelJob(self, request, context):  # noqa: N802  # the service calls it so
         job = await self._find(request.name, context)
@@ -367,8 +389,7 @@ class BatchService:
         return operation
 
     async def _cancel(self, job, operation):
-        if machine := self.machines.get(job.name):
-            await machine.shut_down()
+        await self._shut_down(job)
         self._set(job, State.CANCELLED)
         self._finish(operation, batch.CancelJobResponse()._pb)
 
@@ -380,10 +401,12 @@ class BatchService:
         return operation
 
     async def _delete(self, job, operation):
-        if machine := self.machines.get(job.name):
-            await machine.shut_down()
+        await self._shut_down(job)
         self.jobs.pop(job.name, None)
         self._finish(operation, empty_pb2.Empty())
+
+    async def _shut_down(self, job):
+        await asyncio.gather(*(machine.shut_down() for machine in self.machines[job.name]))
 
     def _operation(self, job, verb):
         metadata = any_pb2.Any()
@@ -412,29 +435,61 @@ class BatchService:
         job.status.status_events.append(event)
 
     async def _run(self, job):
-        async with self._vms:
-            await asyncio.sleep(self._options.provision)
-            if job.status.state != State.QUEUED:
-                return
-            self._set(job, State.SCHEDULED)
-            machine = self.machines[job.name] = Machine(job, self._options)
-            self._set(job, State.RUNNING)
-            rc = await machine.run()
-            if job.status.state != State.RUNNING:
-                return
-            if rc == 0:
-                self._set(job, State.SUCCEEDED)
-            else:
-                self.fail(job, rc if rc > 0 else 128 - rc)
-
-    def fail(self, job, rc, why=""):
+        group = job.task_groups[0]
+        n_tasks = max(1, group.task_count)
+        at_once = asyncio.Semaphore(group.parallelism or n_tasks)
+        await asyncio.gather(*(self._run_task(job, place, at_once) for place in range(n_tasks)))
+        if job.status.state not in (State.SCHEDULED, State.RUNNING):
+            return
+        tasks = self.tasks[job.name]
+        failed = next((task for task in tasks if task.status.state == TaskState.FAILED), None)
+        if failed is None:
+            self._set(job, State.SUCCEEDED)
+            return
+        words = failed.status.status_events[-1].description
         self._set(
             job,
             State.FAILED,
-            "Job failed due to task failure. Specifically, task with index 0 failed due to the"
-            f' following task event: "Task state is updated from RUNNING to FAILED on zones/z{why}'
-            f' with exit code {rc}."',
+            "Job failed due to task failure. Specifically, task with index"
+            f' {failed.name.rpartition("/")[2]} failed due to the following task event: "{words}"',
         )
+
+    async def _run_task(self, job, place, at_once):
+        async with at_once, self._vms:
+            await asyncio.sleep(self._options.provision)
+            if job.status.state == State.QUEUED:
+                # Nobody has promised that there are tasks before.
+                n_tasks = max(1, job.task_groups[0].task_count)
+                for index in range(n_tasks):
+                    name = f"{job.name}/taskGroups/group0/tasks/{index}"
+                    task = task_types.Task(name=name)
+                    task.status.state = TaskState.PENDING
+                    self.tasks[job.name].append(task)
+                    self.machines[job.name].append(Machine(job, index, self._options))
+                self._set(job, State.SCHEDULED)
+                self._set(job, State.RUNNING)
+            if job.status.state != State.RUNNING:
+                return
+            tasks = self.tasks[job.name]
+            task, machine = tasks[place], self.machines[job.name][place]
+            if any(other.status.state == TaskState.FAILED for other in tasks):
+                # Batch does not say whether it runs what is left of a group that fails.
+                task.status.state = TaskState.UNEXECUTED
+                return
+            task.status.state = TaskState.RUNNING
+            rc = await machine.run()
+            if task.status.state == TaskState.RUNNING:
+                self.end_task(task, rc if rc >= 0 else 128 - rc)
+
+    def end_task(self, task, rc, why=""):
+        state = TaskState.FAILED if rc else TaskState.SUCCEEDED
+        words = (
+            f"Task state is updated from {TaskState(task.status.state).name} to {state.name} on"
+            f" zones/z{why} with exit code {rc}."
+        )
+        event = task_types.StatusEvent(type_="STATUS_CHANGED", description=words)
+        task.status.status_events.append(event)
+        task.status.state = state
 
 
 def find_problem(job):
@@ -499,16 +554,22 @@ class Control:
     async def job(self, job_id):
         return json.loads(job_types.Job.to_json(self._job(job_id)))
 
-    async def fail(self, job_id, rc):
-        """The VM of a job is no more: everything on it ends at once."""
-        job = self._job(job_id)
-        self._service.fail(job, rc, " due to what a test wanted")
-        self._service.machines[job.name].destroy()
+    async def fail(self, job_id, rc, place=0):
+        """The VM of a task is no more: everything on it ends at once."""
+        name = self._job(job_id).name
+        task = self._service.tasks[name][place]
+        self._service.end_task(task, rc, " due to what a test wanted")
+        self._service.machines[name][place].destroy()
+
+    async def tasks(self, job_id):
+        """The states of a job's tasks, in order."""
+        tasks = self._service.tasks[self._job(job_id).name]
+        return [TaskState(task.status.state).name for task in tasks]
 
     async def vanish(self, job_id):
-        job = self._job(job_id)
-        del self._service.jobs[job.name]
-        if machine := self._service.machines.get(job.name):
+        name = self._job(job_id).name
+        del self._service.jobs[name]
+        for machine in self._service.machines[name]:
             machine.destroy()
 
     async def forget_requests(self):

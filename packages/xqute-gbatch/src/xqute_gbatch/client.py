@@ -16,7 +16,7 @@ from .parse import ACTIVE_STATES, KEY_LABEL, build_filter
 if TYPE_CHECKING:
     from google.cloud import batch_v1
 
-__all__ = ["BatchClient", "BatchJob", "check_message"]
+__all__ = ["BatchClient", "BatchJob", "BatchTask", "check_message"]
 
 T = TypeVar("T")
 
@@ -47,6 +47,20 @@ class BatchJob(NamedTuple):
     def is_active(self) -> bool:
         """Whether it has not ended."""
         return self.state in ACTIVE_STATES
+
+
+class BatchTask(NamedTuple):
+    """What Batch says of a task of a group.
+
+    Attributes:
+        place: Its index, from 0.
+        state: The name of its state.
+        events: What Batch says has happened to it, in order.
+    """
+
+    place: int
+    state: str
+    events: tuple[str, ...]
 
 
 def check_message(message: Mapping[str, Any]) -> batch_v1.Job:
@@ -135,9 +149,23 @@ class BatchClient:
             )
         except errors.AlreadyExists as exc:
             # An answer of ours was lost, or somebody else has this id.
-            there = await self.get(job_id)
-            if there is None or there.key != key:
+            if not await self._has(job_id, key):
                 raise SubmitError(f"There is a Batch job {job_id} that is not ours") from exc
+        except SubmitError as exc:
+            if not (exc.maybe_submitted and await self._may_have(job_id, key)):
+                raise
+
+    async def _has(self, job_id: str, key: str) -> bool:
+        """Whether there is a job of this id and key."""
+        there = await self.get(job_id)
+        return there is not None and there.key == key
+
+    async def _may_have(self, job_id: str, key: str) -> bool:
+        """Whether there is such a job as far as Batch says now."""
+        try:
+            return await self._has(job_id, key)
+        except SchedulerError:
+            return False
 
     async def get(self, job_id: str) -> BatchJob | None:
         """Give a job; None: Batch has none of that id.
@@ -175,6 +203,25 @@ class BatchClient:
             return [_read(job) async for job in pager]
 
         return await self._call("list_jobs", fetch)
+
+    async def list_tasks(self, job_id: str) -> list[BatchTask]:
+        """Give the tasks of a job, a thousand with one request; none if there is no such job.
+
+        Raises:
+            SchedulerError: If Batch does not say.
+        """
+        from google.api_core import exceptions as errors
+
+        request = {"parent": f"{self._name(job_id)}/taskGroups/group0", "page_size": _PAGE}
+
+        async def fetch(**how: Any) -> list[BatchTask]:
+            pager = await self._api.list_tasks(request=request, **how)
+            return [_read_task(task) async for task in pager]
+
+        try:
+            return await self._call("list_tasks", fetch, passes=(errors.NotFound,))
+        except errors.NotFound:
+            return []
 
     async def cancel(self, job_ids: Iterable[str]) -> None:
         """Cancel jobs; those that have ended, or are not there, are no error.
@@ -265,6 +312,14 @@ def _read(job: batch_v1.Job) -> BatchJob:
         job.labels.get(KEY_LABEL, ""),
         type(job.status.state)(job.status.state).name,
         tuple(event.description for event in job.status.status_events),
+    )
+
+
+def _read_task(task: batch_v1.Task) -> BatchTask:
+    return BatchTask(
+        int(task.name.rpartition("/")[2]),
+        type(task.status.state)(task.status.state).name,
+        tuple(event.description for event in task.status.status_events),
     )
 
 

@@ -6,14 +6,23 @@ Exit codes of Batch's own: https://cloud.google.com/batch/docs/troubleshooting#r
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from xqute.defaults import JobCause
 from xqute.errors import SchedulerError
 from xqute.scheduler import BackendState, Phase
 
-__all__ = ["ACTIVE_STATES", "RUN_LABEL", "build_filter", "parse_state", "run_of_key"]
+__all__ = [
+    "ACTIVE_STATES",
+    "ACTIVE_TASK_STATES",
+    "KEY_LABEL",
+    "RUN_LABEL",
+    "build_filter",
+    "parse_state",
+    "parse_task_state",
+    "run_of_key",
+]
 
 #: The label under which all jobs of a run are found.
 RUN_LABEL: Final = "xqute_run"
@@ -35,6 +44,20 @@ ACTIVE_STATES: Final = tuple(
     state
     for state, phase in _PHASES.items()
     if phase in (Phase.PENDING, Phase.RUNNING) and state != "STATE_UNSPECIFIED"
+)
+
+#: Where a state of a task leaves its job. One that succeeded is over, and could tell how it ended.
+_TASK_PHASES: Final[Mapping[str, Phase]] = {
+    "STATE_UNSPECIFIED": Phase.PENDING,
+    "PENDING": Phase.PENDING,
+    "ASSIGNED": Phase.PENDING,
+    "RUNNING": Phase.RUNNING,
+    "SUCCEEDED": Phase.GONE,
+    "FAILED": Phase.ENDED,
+    "UNEXECUTED": Phase.ENDED,
+}
+ACTIVE_TASK_STATES: Final = tuple(
+    state for state, phase in _TASK_PHASES.items() if phase in (Phase.PENDING, Phase.RUNNING)
 )
 
 _CAUSES: Final[Mapping[int, tuple[JobCause, str]]] = {
@@ -73,6 +96,39 @@ def parse_state(state: str, events: Iterable[str]) -> BackendState:
         cause, words = _CAUSES[rc]
         return BackendState(phase, None, cause, f"{words} (Batch's exit code {rc})")
     return BackendState(phase, rc, reason=last)
+
+
+def parse_task_state(
+    state: str, events: Iterable[str], job_state: str, job_events: Sequence[str]
+) -> BackendState:
+    """Give what the states and events of a task and of its Batch job mean for a job.
+
+    Raises:
+        SchedulerError: If there is no such state.
+    """
+    phase = _TASK_PHASES.get(state)
+    if phase is None:
+        raise SchedulerError(f"Batch says that a task is {state!r}, which is no state we know")
+    if state == "FAILED":
+        return parse_state("FAILED", events)
+    if phase is Phase.GONE:
+        return BackendState(phase)
+    if job_state in ACTIVE_STATES:
+        # Why a task was not executed is not told before the Batch job is over.
+        whole = parse_state(job_state, job_events)
+        return whole._replace(phase=Phase.PENDING if phase is Phase.ENDED else phase)
+    # The Batch job is over, and the task never was. Its exit codes are those of other tasks.
+    whole = parse_state(job_state, [text for text in job_events if not _tells_exit_code(text)])
+    if whole.phase is Phase.GONE or whole.cause == JobCause.QUOTA:
+        return whole
+    if any(map(_tells_exit_code, job_events)):
+        why = "its group ended before it ran, since another task of it failed"
+        return BackendState(Phase.ENDED, None, JobCause.NODE_FAILED, why)
+    return whole._replace(phase=Phase.ENDED, rc=None, cause=whole.cause or JobCause.SETUP)
+
+
+def _tells_exit_code(text: str) -> bool:
+    return re.search(_EXIT_CODE, text) is not None
 
 
 def run_of_key(key: str) -> str:

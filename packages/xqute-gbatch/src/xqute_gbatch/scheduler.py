@@ -1,4 +1,4 @@
-"""The scheduler that runs each job as a Google Cloud Batch job, with its files in a bucket."""
+"""The scheduler that runs jobs as Google Cloud Batch jobs, with their files in a bucket."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import asyncio
 import getpass
 import json
 import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from xqute.defaults import JobCause
 from xqute.errors import ConfigError, SchedulerError, SubmitError
 from xqute.job import Job
 from xqute.path import SpecPath
-from xqute.scheduler import BackendState, Phase, Scheduler
+from xqute.scheduler import BackendState, Phase, Scheduler, Submission
 from xqute.utils import logger
 
-from .client import BatchClient, BatchJob, check_message
+from .asking import Asking, for_each, tasks_left
+from .client import BatchClient, check_message
+from .groups import NativeId, build_group_key, parse_native_id, render_dispatch
 from .options import (
     MOUNTED_WORKDIR,
     Mount,
@@ -26,15 +28,18 @@ from .options import (
     parse_mounts,
     sanitize_label,
 )
-from .parse import KEY_LABEL, RUN_LABEL, parse_state, run_of_key
+from .parse import KEY_LABEL, RUN_LABEL, run_of_key
 from .spec import build_job, complete_config
 
 __all__ = ["GbatchScheduler"]
 
 #: Seconds between two uploads of a running job's outputs.
 _UPLOAD_INTERVAL_S: Final = 10.0
-#: Jobs that are asked about one by one, at once.
-_AT_ONCE: Final = 8
+#: How many jobs go into one group, and how long (seconds) some of them wait for others.
+_GROUP_SIZE: Final = 1000
+_LINGER_S: Final = 2.0
+#: How long rendering scripts may keep the event loop from others.
+_TURN_S: Final = 0.005
 _DELETES: Final = ("never", "killed", "ended")
 
 
@@ -42,7 +47,7 @@ class GbatchScheduler(Scheduler):
     """Runs jobs on Google Cloud Batch; the workdir is a folder of a bucket that jobs see mounted.
 
     The native job id is the id of the Batch job, which ends with what identifies the attempt: no
-    other job is ever taken for it.
+    other job is ever taken for it. In a group it is followed by ``/<index of the task>``.
 
     Args:
         args: As for `Scheduler`; the workdir is a ``gs://`` URI.
@@ -63,6 +68,8 @@ class GbatchScheduler(Scheduler):
             must be there, for the script.
         runnables: What runs beside the job, as Batch spells it; a negative `order`: before it.
         client_options: The SDK's, as a mapping.
+        bulk: Whether jobs that ask for the same go together, each as a task of one Batch job. Batch
+            cannot end a task alone: such jobs can only be killed all together.
         delete_jobs: Which Batch jobs are deleted when the run ends: "never", those that were
             "killed", or all that "ended".
         config: The Batch job in REST spelling, and what `Scheduler` takes. It is completed, never
@@ -94,6 +101,7 @@ class GbatchScheduler(Scheduler):
         commands: str | Sequence[str] | None = None,
         runnables: Sequence[Mapping[str, Any]] | None = None,
         client_options: Mapping[str, Any] | None = None,
+        bulk: bool = False,
         delete_jobs: str = "never",
         **config: Any,
     ) -> None:
@@ -112,6 +120,9 @@ class GbatchScheduler(Scheduler):
         self.location = location
         self.client_options = client_options
         self.delete_jobs = delete_jobs
+        self.bulk = bulk
+        if bulk:
+            self.linger_s = _LINGER_S
         self.upload_interval_s = _UPLOAD_INTERVAL_S
         mounts = [*parse_mounts(mount), *parse_mounts(volumes, "volumes")]
         if volume_as_cwd:
@@ -133,10 +144,11 @@ class GbatchScheduler(Scheduler):
             user=_user(),
         )
         self._client: BatchClient | None = None
-        #: Killed by us: where Batch says CANCELLED of one, nobody else has done it.
+        #: The native ids of what was to be killed.
         self._killed: set[str] = set()
-        #: Since when (loop time) Batch says that a job is over whose own words are not there yet.
-        self._over_since_s: dict[str, float] = {}
+        #: The native ids of tasks whose creation was not answered, by their submission keys.
+        self._unanswered: dict[str, str] = {}
+        self._asking = Asking()
 
     # --- the workdir ---------------------------------------------------------------------------
 
@@ -205,9 +217,9 @@ class GbatchScheduler(Scheduler):
         if self.delete_jobs == "ended":
             jobs = await client.list_jobs([self.run_id], active=False)
             ended = [job.job_id for job in jobs if not job.is_active]
-            await client.delete({*ended, *self._killed})
+            await client.delete({*ended, *self._asking.cancelled})
         elif self.delete_jobs == "killed":
-            await client.delete(self._killed)
+            await client.delete(self._asking.cancelled)
 
     # --- submission ----------------------------------------------------------------------------
 
@@ -221,18 +233,21 @@ class GbatchScheduler(Scheduler):
         Raises:
             ConfigError: If `config` was changed so that there is none.
         """
-        key = self.submission_key(job)
-        own = dict(job.scheduler_opts or {})
-        labels = {KEY_LABEL: sanitize_label(key), RUN_LABEL: sanitize_label(run_of_key(key))}
-        is_silent = self.resources is None and job.resources is None
+        script = f"{self.mounted_dir(job)}/{self._script_name}"
+        message = self._build(job, self.submission_key(job), script)
         if job.name:
-            labels["name"] = sanitize_label(job.name)
+            message["labels"]["name"] = sanitize_label(job.name)
+        return message
+
+    def _build(self, job: Job, key: str, script: str, n_tasks: int = 1) -> dict[str, Any]:
+        is_silent = self.resources is None and job.resources is None
         return build_job(
-            {**self.config, **own},
+            {**self.config, **(job.scheduler_opts or {})},
             self.runnable_index,
-            script=f"{self.mounted_dir(job)}/{self._script_name}",
-            labels=labels,
+            script=script,
+            labels={KEY_LABEL: sanitize_label(key), RUN_LABEL: sanitize_label(run_of_key(key))},
             resources=None if is_silent else check_resources(self.resources_of(job)),
+            n_tasks=n_tasks,
         )
 
     @property
@@ -269,20 +284,129 @@ class GbatchScheduler(Scheduler):
         await self._connect().create(job_id, message.labels[KEY_LABEL], message)
         return job_id
 
+    def plan_submissions(self, jobs: Sequence[Job]) -> list[Submission]:
+        """Plan each job by itself or, in bulk, those together that ask Batch for the same."""
+        if not self.bulk:
+            return super().plan_submissions(jobs)
+        alike: dict[object, list[Job]] = {}
+        of_all: object = None
+        for job in jobs:
+            has_own = job.resources is not None or job.scheduler_opts or callable(self.resources)
+            kind = None if has_own else of_all
+            if kind is None:
+                try:
+                    kind = json.dumps(self._build(job, "xq-", "{script}"), sort_keys=True)
+                except Exception:  # noqa: BLE001  # its submission will say so; here it is alone
+                    kind = job
+                else:
+                    of_all = of_all if has_own else kind
+            where = (str(job.workdir), str(job.workdir.mounted))
+            alike.setdefault((kind, self.claim_tag(job), where), []).append(job)
+        plans = []
+        for members in alike.values():
+            for start in range(0, len(members), _GROUP_SIZE):
+                chunk = tuple(members[start : start + _GROUP_SIZE])
+                key = self.submission_key(chunk[0])
+                plans.append(
+                    Submission(build_group_key(key, len(chunk)) if len(chunk) > 1 else key, chunk)
+                )
+        return plans
+
+    async def submit(self, submission: Submission) -> Mapping[Job, int | str | Exception]:
+        """Submit one job, or several as the tasks of one Batch job.
+
+        Raises:
+            SubmitError: If none was accepted, or that is not known.
+        """
+        if len(submission.jobs) == 1:
+            return await super().submit(submission)
+        key, jobs = submission
+        answers: dict[Job, int | str | Exception] = {}
+        answers.update(await self._write_scripts(jobs))
+        if len(answers) == len(jobs):
+            return answers
+        first = next(job for job in jobs if job not in answers)
+        script = render_dispatch(
+            str(first.workdir.mounted),
+            ["-" if job in answers else str(job.index) for job in jobs],
+            self.claim_tag(first),
+            self._script_name,
+        )
+        name = f".run/plans/{key}.sh"
+        path = first.workdir / name
+        message = check_message(
+            self._build(first, key, f"{first.workdir.mounted}/{name}", len(jobs))
+        )
+        try:
+            await asyncio.to_thread(path.write_text, script)
+        except OSError as exc:
+            raise SubmitError(f"The script {path} cannot be written: {exc}") from exc
+        job_id = build_job_id(self.jobname_prefix, key)
+        ids = {job: str(NativeId(job_id, place)) for place, job in enumerate(jobs)}
+        try:
+            await self._connect().create(job_id, message.labels[KEY_LABEL], message)
+        except SubmitError as exc:
+            if exc.maybe_submitted:
+                self._unanswered.update({self.submission_key(job): ids[job] for job in jobs})
+            raise
+        return {**ids, **answers}
+
+    async def _write_scripts(self, jobs: Iterable[Job]) -> dict[Job, Exception]:
+        """Upload the scripts of jobs; give the errors of those for which that went wrong."""
+        failed: dict[Job, Exception] = {}
+        scripts: dict[Job, str] = {}
+        turn_ends_s = time.perf_counter() + _TURN_S
+        for job in jobs:
+            try:
+                scripts[job] = self.wrap_job_script(job)
+            except Exception as exc:  # noqa: BLE001  # a hook of a plugin's, perhaps: it is told
+                failed[job] = exc
+            if time.perf_counter() > turn_ends_s:
+                await asyncio.sleep(0)
+                turn_ends_s = time.perf_counter() + _TURN_S
+
+        async def write(job: Job) -> Exception | None:
+            try:
+                await asyncio.to_thread(job.write_file, self._script_name, scripts[job])
+            except OSError as exc:
+                return SubmitError(f"The script of {job!r} cannot be written: {exc}")
+            return None
+
+        written = await for_each(scripts, write)
+        failed.update({job: exc for job, exc in written.items() if exc is not None})
+        return failed
+
     async def find_submitted(self, keys: Iterable[str]) -> Mapping[str, str]:
-        """Find, with one question, the Batch jobs that carry these keys."""
+        """Find, with one question, the Batch jobs that carry these keys.
+
+        What is given for a group is for `id_in_submission`.
+        """
         wanted = {sanitize_label(key): key for key in keys}
         if not wanted:
             return {}
         jobs = await self._connect().list_jobs(map(run_of_key, wanted.values()), active=False)
         return {wanted[job.key]: job.job_id for job in jobs if job.key in wanted}
 
+    def id_in_submission(self, submission_id: int | str, position: int) -> str:
+        """Give the native id of a job of what `find_submitted` has found."""
+        return str(parse_native_id(str(submission_id), position))
+
     # --- questions -----------------------------------------------------------------------------
 
-    def _is_ours(self, job: Job) -> bool:
-        """Whether the native id of a job is that of its current attempt."""
-        tail = build_job_id("x", self.submission_key(job)).removeprefix("x-")
-        return isinstance(job.jid, str) and job.jid.endswith(f"-{tail}")
+    def _native_id(self, job: Job) -> NativeId | None:
+        """Give what the current attempt of a job is called; None: its id is of something else."""
+        key = self.submission_key(job)
+        if job.jid is None:
+            # Its creation was not answered, if there was one; of a Batch job alone the id is known.
+            return parse_native_id(self._unanswered.get(key) or self.job_id(job))
+        native = parse_native_id(str(job.jid))
+        mine = build_job_id("x", key).removeprefix("x-")
+        if native.place is not None:
+            # That of its group ends as that of the first job: the same run and attempt, and a size.
+            run, _, attempt = mine.split("-")
+            tail = native.job_id.split("-")[-4:]
+            return native if (tail[0], tail[2]) == (run, attempt) else None
+        return native if native.job_id.endswith(f"-{mine}") else None
 
     async def job_is_running(self, job: Job) -> bool:
         """Tell whether Batch has the job, queued or running.
@@ -290,66 +414,35 @@ class GbatchScheduler(Scheduler):
         Raises:
             SchedulerError: If Batch does not say.
         """
-        if not self._is_ours(job):
-            return False
-        found = await self._connect().get(str(job.jid))
-        return found is not None and found.is_active
+        state = (await self.poll_jobs([job]))[job]
+        return state.phase in (Phase.PENDING, Phase.RUNNING)
 
     async def poll_jobs(self, jobs: Sequence[Job]) -> Mapping[Job, BackendState]:
-        """Ask about many jobs with one question for a thousand that have not ended.
+        """Ask about many jobs with one question for a thousand Batch jobs that have not ended.
 
-        Those that are not in its answer have ended, and are asked about one by one.
+        Those that are not in its answer have ended, and are asked about one by one; the tasks of
+        groups that run or have ended, with one question for a thousand tasks of one.
 
         Raises:
             SchedulerError: If Batch does not say.
         """
         states: dict[Job, BackendState] = {}
-        asked: dict[str, Job] = {}
+        asked: dict[Job, NativeId] = {}
         for job in jobs:
-            if self._is_ours(job):
-                asked[str(job.jid)] = job
-            else:
+            native = self._native_id(job)
+            if native is None:
                 states[job] = BackendState(Phase.GONE)
+            else:
+                asked[job] = native
         if not asked:
             return states
-        client = self._connect()
-        found: dict[str, BatchJob | None] = {}
-        if len(asked) > 1:
-            runs = {run_of_key(self.submission_key(job)) for job in asked.values()}
-            active = await client.list_jobs(runs, active=True)
-            found.update({job.job_id: job for job in active if job.job_id in asked})
-        room = asyncio.Semaphore(_AT_ONCE)
-
-        async def ask(job_id: str) -> None:
-            async with room:
-                found[job_id] = await client.get(job_id)
-
-        async with asyncio.TaskGroup() as tasks:
-            for job_id in asked.keys() - found.keys():
-                tasks.create_task(ask(job_id))
-        for job_id, job in asked.items():
-            state = states[job] = self._judge(job_id, found[job_id])
+        runs = {run_of_key(self.submission_key(job)) for job in asked}
+        told = await self._asking.ask(self._connect(), asked.values(), runs, self.lost_grace_s / 2)
+        for job, native in asked.items():
+            state = states[job] = told[native]
             if state.phase is Phase.PENDING and state.reason:
                 job.reason = state.reason
         return states
-
-    def _judge(self, job_id: str, found: BatchJob | None) -> BackendState:
-        """Give what Batch's word means."""
-        if found is None:
-            return BackendState(Phase.GONE, reason="Batch has no such job")
-        state = parse_state(found.state, found.events)
-        if state.phase is Phase.GONE and job_id not in self._killed:
-            words = state.reason or "cancelled"
-            return BackendState(Phase.ENDED, None, JobCause.REQUESTED, f"not by this run: {words}")
-        if state.phase is not Phase.ENDED or state.cause is not None:
-            return state
-        # What the job has told of its end may be on its way through the mount still. So it is gone,
-        # and no more is said, for half the time after which the engine would believe that.
-        now_s = asyncio.get_running_loop().time()
-        since_s = self._over_since_s.setdefault(job_id, now_s)
-        if now_s - since_s < self.lost_grace_s / 2:
-            return BackendState(Phase.GONE, reason=state.reason)
-        return state
 
     # --- kills ---------------------------------------------------------------------------------
 
@@ -360,13 +453,35 @@ class GbatchScheduler(Scheduler):
     async def kill_jobs(self, jobs: Sequence[Job], force: bool = False) -> None:
         """Cancel the Batch jobs of many jobs; Batch ends what runs, with or without force.
 
+        Of a group nothing is ended before all is to be that has not ended.
+
         Raises:
             ExceptionGroup: If some could not be cancelled; the others were.
         """
-        ids = {str(job.jid) for job in jobs if self._is_ours(job)}
-        if ids:
-            self._killed |= ids
-            await self._connect().cancel(ids)
+        natives = [native for job in jobs if (native := self._native_id(job)) is not None]
+        if not natives:
+            return
+        self._killed.update(map(str, natives))
+        ids = {native.job_id for native in natives if native.place is None}
+        groups = {native.job_id: native for native in natives if native.place is not None}
+        client = self._connect()
+        left = await for_each(groups, client.list_tasks)
+        errors: list[Exception] = []
+        for job_id, native in groups.items():
+            there = tasks_left(native, left[job_id])
+            n_others = sum(str(other) not in self._killed for other in there)
+            if not n_others:
+                ids.add(job_id)
+                continue
+            words = f"{n_others} others of {job_id} have not ended and were not killed"
+            errors.append(SchedulerError(f"Batch cannot end a task alone, and {words}"))
+        self._asking.cancelled |= ids
+        try:
+            await client.cancel(ids)
+        except* SchedulerError as group:
+            errors.extend(group.exceptions)
+        if errors:
+            raise ExceptionGroup(f"{len(errors)} kills went wrong", errors)
 
 
 def _user() -> str:

@@ -87,8 +87,9 @@ def build_job(
     script: str,
     labels: Mapping[str, str],
     resources: Resources | None,
+    n_tasks: int = 1,
 ) -> dict[str, Any]:
-    """Give the message of one job.
+    """Give the message of one Batch job.
 
     Args:
         config: The common one, as the user may have changed it.
@@ -96,6 +97,7 @@ def build_job(
         script: The job's wrapper, as the job sees it.
         labels: The job's own.
         resources: What the job asks for; None: nothing was said.
+        n_tasks: How many tasks run the script.
 
     Raises:
         ConfigError: If there is no place for the job in it.
@@ -111,6 +113,8 @@ def build_job(
             " must be there"
         ) from exc
     _check_counts(group, spec)
+    if n_tasks > 1:
+        group["taskCount"] = str(n_tasks)
     fill_in(runnable, script)
     message["labels"] = {**check_labels(message.get("labels") or {}), **labels}
     if resources is not None:
