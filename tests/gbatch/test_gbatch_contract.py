@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import uuid
 from typing import ClassVar
 
 import pytest
 
 from xqute import _clouds
-from xqute.testing import SchedulerContract
+from xqute.testing import SchedulerContract, run_chaos
 from xqute_gbatch import GbatchScheduler
 
 pytestmark = [pytest.mark.needs("fusermount3", "unshare", "openssl", root=True)]
@@ -50,3 +51,14 @@ class TestGbatch(SchedulerContract):
 
     def read(self, job, name):
         return _clouds.get(f"{job.metadir}/{name}")
+
+
+@pytest.mark.usefixtures("batch")
+@pytest.mark.timeout(3600)
+def test_drivers_that_are_killed_lose_and_double_nothing(tmp_path, seed, request, capsys):
+    """A sample; `--kills=20` kills 20 at random and 5 at each edge."""
+    kills = request.config.option.kills // 4 if request.config.option.kills < 20 else 20
+    report = run_chaos(TestGbatch(), tmp_path, kills=kills, hits=kills // 4, n_jobs=8, seed=seed)
+    with capsys.disabled():
+        sys.stdout.write(f"\n{report}\n")
+    report.check()

@@ -32,12 +32,12 @@ def n_runs(job):
     return (read(job, "runs") or b"").count(b"run\n")
 
 
-@pytest.mark.parametrize("code", ["UNAVAILABLE", "RESOURCE_EXHAUSTED"])
-async def test_a_refusal_for_now_costs_no_attempt(batch, running, code):
+@pytest.mark.parametrize("code", ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"])
+async def test_a_refusal_for_now_is_charged_to_nobody(batch, running, code):
     batch.ask("fault", rpc="CreateJob", code=code, times=2)
-    async with running() as xq:
+    async with running(num_retries=0) as xq:
         job = await xq.feed(bash(APPENDS))
-    assert (job.outcome, job.trial_count) == (JobOutcome.SUCCEEDED, 0)
+    assert job.outcome == JobOutcome.SUCCEEDED
     assert n_runs(job) == 1
     assert batch.ask("calls")["CreateJob"] == 3
 
@@ -46,7 +46,18 @@ async def test_a_refusal_for_now_costs_no_attempt(batch, running, code):
 async def test_a_creation_whose_answer_is_lost_runs_the_command_once(batch, running, code):
     batch.ask("fault", rpc="CreateJob", code=code, when="after")
     async with running() as xq:
-        job = await xq.feed(bash(f"{APPENDS}; exit 3"))
+        # It runs for longer than what is lost is waited for.
+        job = await xq.feed(bash(f"{APPENDS}; sleep 2; exit 3"))
+    assert n_runs(job) == 1
+    assert (job.outcome, job.rc) == (JobOutcome.FAILED, 3)
+    assert job.jid == xq.scheduler.job_id(job)
+
+
+async def test_a_creation_of_which_batch_says_nothing_runs_the_command_once(batch, running):
+    batch.ask("fault", rpc="CreateJob", code="DEADLINE_EXCEEDED", when="after")
+    batch.ask("fault", rpc="GetJob", code="DEADLINE_EXCEEDED", times=2)
+    async with running() as xq:
+        job = await xq.feed(bash(f"{APPENDS}; sleep 2; exit 3"))
     assert n_runs(job) == 1
     assert (job.outcome, job.rc) == (JobOutcome.FAILED, 3)
 
@@ -70,6 +81,47 @@ async def test_a_cancellation_that_fails_is_repeated(batch, running, code):
         await xq.scheduler.kill_job_and_update_status(job)
     assert job.outcome == JobOutcome.KILLED
     await until(lambda: batch.ask("states")[job.jid] == "CANCELLED", "Batch has cancelled it", 30)
+
+
+@pytest.mark.parametrize("code", ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"])
+async def test_a_deletion_that_fails_changes_no_end(batch, running, code, caplog):
+    batch.ask("fault", rpc="DeleteJob", code=code)
+    async with running(opts={"delete_jobs": "ended"}) as xq:
+        job = await xq.feed(bash("true"))
+    assert job.outcome == JobOutcome.SUCCEEDED
+    if code == "UNAVAILABLE":
+        await until(lambda: job.jid not in batch.ask("states"), "it was repeated", 20)
+    else:
+        assert "was not deleted" in caplog.text
+
+
+async def test_files_that_a_mount_uploads_in_another_order_tell_the_truth(running):
+    # The status, and the event that tells of it, are there before the exit code and the claim.
+    async with running(forks=4, error_strategy="retry", num_retries=1) as xq:
+        volume = xq.scheduler.config["taskGroups"][0]["taskSpec"]["volumes"][0]
+        volume["mountOptions"].append("--write-back=0.5")
+        scripts = [f"{APPENDS}; rcs=({rcs}); exit ${{rcs[XQUTE_JOB_TRIAL]}}" for rcs in RCS]
+        jobs = [await xq.feed(bash(script)) for script in scripts]
+    assert [(job.rc, job.trial_count) for job in jobs] == [(0, 0), (7, 1), (0, 1)]
+    assert [n_runs(job) for job in jobs] == [1, 2, 2]
+
+    def told():
+        return [(read(job, "job.rc"), read(job, "job.status")) for job in jobs]
+
+    await until(lambda: told() == [(b"0", b"6"), (b"7", b"7"), (b"0", b"6")], "files say so", 20)
+
+
+RCS = ("0", "5 7", "6 0")
+
+
+async def test_a_mount_that_remembers_names_for_a_minute_changes_nothing(running):
+    async with running(forks=4, error_strategy="retry", num_retries=1) as xq:
+        volume = xq.scheduler.config["taskGroups"][0]["taskSpec"]["volumes"][0]
+        volume["mountOptions"].append("--stat-ttl=60")
+        scripts = [f"echo x; rcs=({rcs}); exit ${{rcs[XQUTE_JOB_TRIAL]}}" for rcs in RCS]
+        jobs = [await xq.feed(bash(script)) for script in scripts]
+    assert [(job.rc, job.trial_count) for job in jobs] == [(0, 0), (7, 1), (0, 1)]
+    assert [read(job, "job.stdout") for job in jobs] == [b"x\n"] * 3
 
 
 async def test_a_job_that_waits_for_a_vm_is_cancelled(batch, running):

@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,23 @@ def test_what_is_known_of_a_name_is_believed_for_a_while(make_workdir, mount):
     _clouds.put(f"{folder}/late", b"x")
     assert not (place / "late").exists()
     assert (mount(folder) / "late").read_bytes() == b"x"
+
+
+def test_a_mount_that_writes_late_writes_the_last_file_first(make_workdir, mount):
+    folder = make_workdir()
+    place = mount(folder, "--write-back=0.3")
+    for name in ("first", "second"):
+        (place / name).write_bytes(b"x")
+    assert sorted(path.name for path in place.iterdir()) == ["first", "second"]
+    assert _clouds.names(folder) == []
+    deadline_s = time.monotonic() + 20
+    while not (names := _clouds.names(folder)) and time.monotonic() < deadline_s:
+        time.sleep(0.001)
+    assert "second" in names
+    subprocess.run(["umount", place], check=True)
+    while "first" not in _clouds.names(folder) and time.monotonic() < deadline_s:
+        time.sleep(0.001)
+    assert _clouds.get(f"{folder}/first") == b"x"
 
 
 def script_of(place, tag="0123abcd-0"):

@@ -42,6 +42,8 @@ State = job_types.JobStatus.State
 Code = grpc.StatusCode
 TaskState = task_types.TaskStatus.State
 ENDED = (State.SUCCEEDED, State.FAILED, State.CANCELLED)
+#: Of gcsfuse's options, those that bucket_mount.py has, and those that it alone has.
+MOUNT_OPTIONS = ("--implicit-dirs", "--stat-ttl", "--write-back")
 JOB_ID = r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?"
 
 
@@ -130,7 +132,9 @@ class Machine:
         for number, volume in enumerate(spec.volumes):
             path = shlex.quote(volume.mount_path)
             program = [sys.executable, str(HERE / "bucket_mount.py"), self._options.gcs]
-            options = [option for option in volume.mount_options if option.startswith("--implicit")]
+            options = [
+                option for option in volume.mount_options if option.startswith(MOUNT_OPTIONS)
+            ]
             command = shlex.join(
                 [
                     *program,

@@ -1,12 +1,16 @@
 """Mounts a bucket of a GCS emulator with the semantics that gcsfuse documents.
 
     bucket_mount.py ENDPOINT BUCKET[/FOLDER] MOUNTPOINT [--implicit-dirs] [--stat-ttl=SECONDS]
+        [--write-back=SECONDS]
 
 - What is written stays here until a descriptor of the file is closed; then the whole object is.
 - It is written only over the generation that was opened (0: none was there): else the close fails
   with ESTALE, and what was written is lost.
 - A folder is an object whose name ends with "/"; with --implicit-dirs, also what has objects below.
 - What is known of a name, also that it is not there, is believed for --stat-ttl seconds.
+- With --write-back it is another kind of mount, as rclone's can be: closing waits for nothing; what
+  was written is seen here at once, and elsewhere some seconds later, the last file first and over
+  whatever is there. When it is unmounted all is written.
 
 It says "mounted" when it is, and ends when it is unmounted.
 """
@@ -21,6 +25,7 @@ import os
 import stat
 import sys
 import tempfile
+import threading
 import time
 import urllib.parse
 import uuid
@@ -76,7 +81,7 @@ class Bucket:
         return body
 
     def write(self, key, data, generation):
-        """The new generation; None: that one is not there any more."""
+        """The new generation; None: that one is not there any more. (`generation` None: any.)"""
         # In two parts: the emulator knows no conditions for uploads in one.
         boundary = f"part-{uuid.uuid4().hex}"
         metadata = json.dumps({"name": key, "contentType": "application/octet-stream"})
@@ -84,7 +89,9 @@ class Bucket:
             f"--{boundary}\r\nContent-Type: application/json\r\n\r\n{metadata}\r\n"
             f"--{boundary}\r\nContent-Type: application/octet-stream\r\n\r\n"
         ).encode()
-        query = {"uploadType": "multipart", "ifGenerationMatch": generation}
+        query = {"uploadType": "multipart"}
+        if generation is not None:
+            query["ifGenerationMatch"] = generation
         status, body = self._ask(
             "POST",
             f"/upload/storage/v1/b/{self._name}/o",
@@ -106,6 +113,71 @@ class Bucket:
         status, _ = self._ask("POST", self._path(key) + target, body=b"{}")
         if status != 200:
             raise mfusepy.FuseOSError(errno.EIO)
+
+
+class LateBucket(Bucket):
+    """A bucket that is written later; what has not been written yet is known here alone."""
+
+    def __init__(self, endpoint, name, after_s):
+        super().__init__(endpoint, name)
+        self._late = Bucket(endpoint, name)
+        self._after_s = after_s
+        self._unwritten = {}
+        self._guard = threading.Lock()
+        self._is_over = threading.Event()
+        self._writer = threading.Thread(target=self._write_late)
+
+    def open(self):
+        self._writer.start()
+
+    def close(self):
+        self._is_over.set()
+        self._writer.join()
+
+    def _write_late(self):
+        while not self._is_over.wait(self._after_s):
+            self._write_all()
+        self._write_all()
+
+    def _write_all(self):
+        with self._guard:
+            found = list(self._unwritten.items())
+        for key, data in reversed(found):
+            self._late.write(key, data, None)
+            with self._guard:
+                if self._unwritten.get(key) is data:
+                    del self._unwritten[key]
+
+    def list(self, prefix):
+        with self._guard:
+            mine = {key: data for key, data in self._unwritten.items() if key.startswith(prefix)}
+        objects, folders = super().list(prefix)
+        for key, data in mine.items():
+            below, slash, _ = key.removeprefix(prefix).partition("/")
+            if slash:
+                folders.add(f"{prefix}{below}/")
+            else:
+                objects[key] = {"name": key, "size": len(data), "generation": 1}
+        return objects, folders
+
+    def read(self, key):
+        with self._guard:
+            data = self._unwritten.get(key)
+        return super().read(key) if data is None else data
+
+    def write(self, key, data, generation):
+        with self._guard:
+            self._unwritten.pop(key, None)
+            self._unwritten[key] = bytes(data)
+        return 1
+
+    def delete(self, key):
+        with self._guard:
+            self._unwritten.pop(key, None)
+        super().delete(key)
+
+    def copy(self, key, to):
+        self.write(to, self.read(key), None)
 
 
 class File:
@@ -139,8 +211,14 @@ class BucketMount(mfusepy.Operations):
         self._last_handle = 0
 
     def init(self, path):
+        if isinstance(self._bucket, LateBucket):
+            self._bucket.open()
         sys.stdout.write("mounted\n")
         sys.stdout.flush()
+
+    def destroy(self, path):
+        if isinstance(self._bucket, LateBucket):
+            self._bucket.close()
 
     def _key(self, path):
         return self._prefix + path.lstrip("/")
@@ -302,10 +380,12 @@ def main():
     parser.add_argument("mountpoint")
     parser.add_argument("--implicit-dirs", action="store_true")
     parser.add_argument("--stat-ttl", type=float, default=0.0)
+    parser.add_argument("--write-back", type=float, default=0.0)
     args = parser.parse_args()
     name, _, folder = args.remote.strip("/").partition("/")
+    late = args.write_back and LateBucket(args.endpoint, name, args.write_back)
     mount = BucketMount(
-        Bucket(args.endpoint, name),
+        late or Bucket(args.endpoint, name),
         folder,
         implicit_dirs=args.implicit_dirs,
         stat_ttl_s=args.stat_ttl,

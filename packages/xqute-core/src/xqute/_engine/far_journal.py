@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +17,7 @@ from ..utils import logger
 from .journal import Journal
 from .ledger import Ledger
 
-__all__ = ["FarJournal"]
+__all__ = ["FarJournal", "read_journal"]
 
 #: Seconds until what nobody waits for is uploaded.
 _UPLOAD_S = 2.0
@@ -113,6 +114,20 @@ class FarJournal(Journal):
         name = os.path.basename(self._path)
         parts = [part for part in _clouds.names(self._folder) if part.startswith(f"{name}.")]
         _clouds.delete([f"{self._folder}/{part}" for part in parts])
+
+
+def read_journal(folder: str) -> Ledger:
+    """Give what runs have left in a journal's folder, here or in a cloud. Blocks.
+
+    Raises:
+        WorkdirError: If it was written by a later version.
+        OSError: If it cannot be read.
+    """
+    if not _clouds.is_far(folder):
+        return Ledger.read(folder)
+    with tempfile.TemporaryDirectory(prefix="xqute-") as copy:
+        _fetch(folder, copy)
+        return Ledger.read(copy)
 
 
 def _cache_of(folder: str) -> str:

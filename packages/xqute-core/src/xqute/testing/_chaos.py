@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from .. import _faults
-from .._engine.ledger import Ledger
+from .._engine.far_journal import read_journal
 from ..scheduler import Phase
 from ._driver import KILLED, WHILE_SENDING, Driver
 from ._rig import TooLateError, bash, make_scheduler
@@ -342,7 +342,8 @@ class _Round:
     async def _ask(self, scheduler: Scheduler) -> list[int]:
         """Give the jobs that the backend still has, of all whose ids the journal knows."""
         jobs = []
-        for index, entry in Ledger.read(f"{scheduler.workdir}/.run/journal").entries.items():
+        ledger = await asyncio.to_thread(read_journal, f"{scheduler.workdir}/.run/journal")
+        for index, entry in ledger.entries.items():
             if entry.jid is not None:
                 job = scheduler.create_job(index, self._commands[index])
                 job.run_id, job.trial_count = entry.run_id, entry.attempt
