@@ -29,7 +29,8 @@ class TestGbatch(SchedulerContract):
         ),
     }
     deadline_s = 100.0
-    many = 24
+    many = 16
+    bulk = False
 
     def make_scheduler(self, workdir, **keywords):
         scheduler = GbatchScheduler(
@@ -37,6 +38,7 @@ class TestGbatch(SchedulerContract):
             project="project",
             location="here",
             client_options=json.loads(os.environ["GBATCH_TEST_OPTIONS"]),
+            bulk=self.bulk,
             **keywords,
         )
         scheduler.upload_interval_s = 0.1
@@ -45,6 +47,7 @@ class TestGbatch(SchedulerContract):
     def tune(self, scheduler):
         super().tune(scheduler)
         scheduler.kill_timeout_s = 20.0
+        scheduler.linger_s = min(scheduler.linger_s, 0.3)
 
     def make_workdir(self, tmp_path, name):
         return f"gs://bucket/{uuid.uuid4().hex}/{name}"
@@ -55,10 +58,13 @@ class TestGbatch(SchedulerContract):
 
 @pytest.mark.usefixtures("batch")
 @pytest.mark.timeout(3600)
-def test_drivers_that_are_killed_lose_and_double_nothing(tmp_path, seed, request, capsys):
-    """A sample; `--kills=20` kills 20 at random and 5 at each edge."""
-    kills = request.config.option.kills // 4 if request.config.option.kills < 20 else 20
-    report = run_chaos(TestGbatch(), tmp_path, kills=kills, hits=kills // 4, n_jobs=8, seed=seed)
+@pytest.mark.parametrize("bulk", [False, True], ids=["one by one", "in bulk"])
+def test_drivers_that_are_killed_lose_and_double_nothing(tmp_path, seed, request, capsys, bulk):
+    """A sample; `--kills=80` kills 20 at random and 5 at each edge."""
+    kills = request.config.option.kills // 4
+    contract = TestGbatch()
+    contract.bulk = bulk
+    report = run_chaos(contract, tmp_path, kills=kills, hits=kills // 4, n_jobs=8, seed=seed)
     with capsys.disabled():
         sys.stdout.write(f"\n{report}\n")
     report.check()
