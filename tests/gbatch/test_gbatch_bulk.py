@@ -70,6 +70,7 @@ def test_a_message_of_many_tasks_is_one_that_batch_takes():
 def test_native_ids_name_a_task():
     assert parse_native_id("gbatch-0123abcd-5-0") == NativeId("gbatch-0123abcd-5-0")
     assert parse_native_id("gbatch-0123abcd-5-0", 0) == NativeId("gbatch-0123abcd-5-0")
+    assert parse_native_id("x-g3/1") == NativeId("x-g3")
     task = NativeId("gbatch-0123abcd-5-0-g12", 7, 12)
     assert parse_native_id(str(task)) == task
     assert parse_native_id("gbatch-0123abcd-5-0-g12", 7) == task

@@ -62,6 +62,22 @@ async def test_a_creation_of_which_batch_says_nothing_runs_the_command_once(batc
     assert (job.outcome, job.rc) == (JobOutcome.FAILED, 3)
 
 
+async def test_a_vm_that_comes_late_runs_nothing_of_a_later_attempt(batch, make_scheduler):
+    batch.ask("vms", n=1)
+    async with make_scheduler() as scheduler:
+        blocks = scheduler.create_job(1, bash("sleep 60"))
+        blocks.jid = await scheduler.submit_job(blocks)
+        await until(lambda: batch.ask("states")[blocks.jid] == "RUNNING", "one has the VM", 30)
+        job = scheduler.create_job(0, bash(APPENDS))
+        early = await scheduler.submit_job(job)
+        job.trial_count = 1
+        late = await scheduler.submit_job(job)
+        await scheduler.kill_jobs([blocks])
+        ended = {early: "FAILED", late: "SUCCEEDED"}
+        await until(lambda: ended.items() <= batch.ask("states").items(), "both are over", 30)
+    assert n_runs(job) == 1
+
+
 @pytest.mark.parametrize("code", ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"])
 async def test_questions_that_fail_lose_no_job(batch, running, code):
     async with running(forks=3) as xq:

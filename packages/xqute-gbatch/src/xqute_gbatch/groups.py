@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from xqute.defaults import JOBCMD_WRAPPER_LANG
+from xqute.job import Job
+from xqute.scheduler import Submission
 
-__all__ = ["NativeId", "build_group_key", "parse_native_id", "render_dispatch"]
+__all__ = ["NativeId", "parse_native_id", "plan_groups", "render_dispatch"]
 
-#: How the id of a group's Batch job ends: with how many tasks it has.
-_GROUP_ID: Final = r".+-g([1-9][0-9]*)"
+_MOST_TASKS: Final = 1000
+#: How the id of a group's Batch job ends: the run, the first job, the attempt, how many tasks.
+_GROUP_ID: Final = r".+-[0-9a-z]+-[0-9]+-[0-9]+-g([1-9][0-9]*)"
 _PLACE: Final = r"0|[1-9][0-9]*"
 
 
@@ -33,9 +36,19 @@ class NativeId(NamedTuple):
         return self.job_id if self.place is None else f"{self.job_id}/{self.place}"
 
 
-def build_group_key(first: str, n_tasks: int) -> str:
-    """Give the submission key of a group, from that of its first job."""
-    return f"{first}-g{n_tasks}"
+def plan_groups(jobs: Sequence[Job], key_of: Callable[[Job], str]) -> list[Submission]:
+    """Plan jobs that ask for the same: a thousand together, and one that is alone by itself.
+
+    Args:
+        jobs: The jobs; the same run and attempt of all.
+        key_of: Gives the submission key of one.
+    """
+    plans = []
+    for start in range(0, len(jobs), _MOST_TASKS):
+        members = tuple(jobs[start : start + _MOST_TASKS])
+        key = key_of(members[0])
+        plans.append(Submission(key if len(members) == 1 else f"{key}-g{len(members)}", members))
+    return plans
 
 
 def parse_native_id(jid: str, place: int | None = None) -> NativeId:

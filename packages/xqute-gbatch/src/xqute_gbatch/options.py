@@ -22,6 +22,7 @@ __all__ = [
     "check_labels",
     "check_prefix",
     "check_resources",
+    "find_cwd",
     "parse_mounts",
     "sanitize_label",
 ]
@@ -126,6 +127,21 @@ def _parse_mount(text: str, what: str) -> Mount:
     if ":" in remote or not re.fullmatch(_BUCKET, remote.partition("/")[0]):
         raise ConfigError(wanted)
     return Mount(remote, path, name)
+
+
+def find_cwd(wanted: str | bool, mounts: Sequence[Mount]) -> str:
+    """Give where the mount is that `volume_as_cwd` names; True: the only one.
+
+    Raises:
+        ConfigError: If there is no such mount.
+    """
+    if wanted is True and len(mounts) == 1:
+        return mounts[0].path
+    for mount in mounts:
+        if wanted in (mount.name, mount.path):
+            return mount.path
+    known = ", ".join(mount.name or mount.path for mount in mounts) or "none"
+    raise ConfigError(f"volume_as_cwd must be one of the mounts ({known}): {wanted!r}")
 
 
 def check_resources(resources: Resources) -> Resources:

@@ -18,13 +18,14 @@ from xqute.utils import logger
 
 from .asking import Asking, for_each, tasks_left
 from .client import BatchClient, check_message
-from .groups import NativeId, build_group_key, parse_native_id, render_dispatch
+from .groups import NativeId, parse_native_id, plan_groups, render_dispatch
 from .options import (
     MOUNTED_WORKDIR,
     Mount,
     build_job_id,
     check_prefix,
     check_resources,
+    find_cwd,
     parse_mounts,
     sanitize_label,
 )
@@ -35,8 +36,9 @@ __all__ = ["GbatchScheduler"]
 
 #: Seconds between two uploads of a running job's outputs.
 _UPLOAD_INTERVAL_S: Final = 10.0
-#: How many jobs go into one group, and how long (seconds) some of them wait for others.
-_GROUP_SIZE: Final = 1000
+#: The variable in which a Batch job tells its VM for which attempt it was made.
+_ATTEMPT: Final = "XQUTE_GBATCH_ATTEMPT"
+#: How long (seconds) jobs wait for others to go with.
 _LINGER_S: Final = 2.0
 #: How long rendering scripts may keep the event loop from others.
 _TURN_S: Final = 0.005
@@ -126,7 +128,7 @@ class GbatchScheduler(Scheduler):
         self.upload_interval_s = _UPLOAD_INTERVAL_S
         mounts = [*parse_mounts(mount), *parse_mounts(volumes, "volumes")]
         if volume_as_cwd:
-            self.cwd = self.cwd or _find_cwd(volume_as_cwd, mounts)
+            self.cwd = self.cwd or find_cwd(volume_as_cwd, mounts)
         self.config, self.runnable_index = complete_config(
             self.config,
             workdir=Mount(self._remote_workdir(), self._mount_path),
@@ -247,8 +249,17 @@ class GbatchScheduler(Scheduler):
             script=script,
             labels={KEY_LABEL: sanitize_label(key), RUN_LABEL: sanitize_label(run_of_key(key))},
             resources=None if is_silent else check_resources(self.resources_of(job)),
+            environment={_ATTEMPT: self.claim_tag(job)},
             n_tasks=n_tasks,
         )
+
+    @property
+    def jobcmd_wrapper_init(self) -> str:
+        """Bash code that ends what a Batch job of an earlier attempt would run by mistake.
+
+        Its VM may come late, and find the script of the attempt that came after it in its place.
+        """
+        return f'[[ ${{{_ATTEMPT}-$xq_tag}} == "$xq_tag" ]] || exit 121'
 
     @property
     def _script_name(self) -> str:
@@ -302,15 +313,7 @@ class GbatchScheduler(Scheduler):
                     of_all = of_all if has_own else kind
             where = (str(job.workdir), str(job.workdir.mounted))
             alike.setdefault((kind, self.claim_tag(job), where), []).append(job)
-        plans = []
-        for members in alike.values():
-            for start in range(0, len(members), _GROUP_SIZE):
-                chunk = tuple(members[start : start + _GROUP_SIZE])
-                key = self.submission_key(chunk[0])
-                plans.append(
-                    Submission(build_group_key(key, len(chunk)) if len(chunk) > 1 else key, chunk)
-                )
-        return plans
+        return [plan for jobs in alike.values() for plan in plan_groups(jobs, self.submission_key)]
 
     async def submit(self, submission: Submission) -> Mapping[Job, int | str | Exception]:
         """Submit one job, or several as the tasks of one Batch job.
@@ -332,15 +335,13 @@ class GbatchScheduler(Scheduler):
             self.claim_tag(first),
             self._script_name,
         )
-        name = f".run/plans/{key}.sh"
-        path = first.workdir / name
-        message = check_message(
-            self._build(first, key, f"{first.workdir.mounted}/{name}", len(jobs))
-        )
+        name = f"job.group.{key}"
+        place = f"{self.mounted_dir(first)}/{name}"
+        message = check_message(self._build(first, key, place, len(jobs)))
         try:
-            await asyncio.to_thread(path.write_text, script)
+            await asyncio.to_thread(first.write_file, name, script)
         except OSError as exc:
-            raise SubmitError(f"The script {path} cannot be written: {exc}") from exc
+            raise SubmitError(f"The script {name} cannot be written: {exc}") from exc
         job_id = build_job_id(self.jobname_prefix, key)
         ids = {job: str(NativeId(job_id, place)) for place, job in enumerate(jobs)}
         try:
@@ -489,16 +490,6 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return f"uid-{os.getuid()}"
-
-
-def _find_cwd(wanted: str | bool, mounts: Sequence[Mount]) -> str:
-    if wanted is True and len(mounts) == 1:
-        return mounts[0].path
-    for mount in mounts:
-        if wanted in (mount.name, mount.path):
-            return mount.path
-    known = ", ".join(mount.name or mount.path for mount in mounts) or "none"
-    raise ConfigError(f"volume_as_cwd must be one of the mounts ({known}): {wanted!r}")
 
 
 def _warn_about_gcloud() -> None:

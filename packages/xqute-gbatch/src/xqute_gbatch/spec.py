@@ -87,6 +87,7 @@ def build_job(
     script: str,
     labels: Mapping[str, str],
     resources: Resources | None,
+    environment: Mapping[str, str],
     n_tasks: int = 1,
 ) -> dict[str, Any]:
     """Give the message of one Batch job.
@@ -97,6 +98,7 @@ def build_job(
         script: The job's wrapper, as the job sees it.
         labels: The job's own.
         resources: What the job asks for; None: nothing was said.
+        environment: The job's own variables.
         n_tasks: How many tasks run the script.
 
     Raises:
@@ -116,6 +118,8 @@ def build_job(
     if n_tasks > 1:
         group["taskCount"] = str(n_tasks)
     fill_in(runnable, script)
+    there = _mapping(spec, "environment", "taskSpec.environment")
+    _mapping(there, "variables", "taskSpec.environment.variables").update(environment)
     message["labels"] = {**check_labels(message.get("labels") or {}), **labels}
     if resources is not None:
         _add_resources(message, spec, resources)
