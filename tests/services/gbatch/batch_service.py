@@ -150,7 +150,10 @@ class Machine:
                 f"exec {fd}< <(exec setsid {command})",
                 f"read -r -t 60 -u {fd} || exit 125",
             ]
-            undo.append(f"umount {path}; read -r -u {fd}; exec {fd}<&-")
+            if any(option.startswith("--write-back") for option in options):
+                undo.append(f"umount {path}; read -r -u {fd}")  # it ends when all is written
+            else:
+                undo.append(f"umount -l {path}")  # what was closed is written
         runs = []
         for runnable in spec.runnables:
             if "container" in runnable:
