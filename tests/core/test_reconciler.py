@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 
+from xqute._engine.file_work import FileWork
 from xqute._engine.flight import Flight
 from xqute._engine.reconciler import Reconciler
 from xqute.testing import MemoryScheduler, until
@@ -38,7 +40,8 @@ async def asked(tmp_path):
     unknown, known = (Flight(scheduler.create_job(i, ["true"]), "0") for i in (0, 1))
     known.job.jid = "1"
     reports = []
-    reconciler = Reconciler(scheduler, lambda job, state: reports.append((job, state)))
+    run = SimpleNamespace(scheduler=scheduler, files=FileWork())
+    reconciler = Reconciler(run, lambda job, state: reports.append((job, state)))
     for flight in (unknown, known):
         reconciler.add(flight, 0.0)
     await asyncio.wait_for(scheduler.is_asked.wait(), 20)
