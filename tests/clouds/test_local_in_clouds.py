@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import uuid
 from pathlib import Path
@@ -19,35 +18,8 @@ from xqute import _clouds
 from xqute.schedulers.local_scheduler import LocalScheduler
 from xqute.testing import SchedulerContract, bash
 
-_STORES = Path(__file__).resolve().parents[1] / "services" / "stores.py"
 
-
-def _load_stores():
-    spec = importlib.util.spec_from_file_location("stores", _STORES)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="class")
-def _store(request, tmp_path_factory):
-    stores = _load_stores()
-    with contextlib.ExitStack() as stack:
-        patch = stack.enter_context(pytest.MonkeyPatch.context())
-        try:
-            folder = tmp_path_factory.mktemp(request.cls.scheme)
-            stack.enter_context(stores.store(request.cls.scheme, folder, patch.setenv))
-        except stores.NotHereError as exc:
-            if os.environ.get("CI") == "true":
-                raise
-            pytest.skip(str(exc))
-        patch.setattr(_clouds, "_buckets", {})
-        # The emulators' client programs have found their caches: jobs' go elsewhere.
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.mark.usefixtures("_store")
+@pytest.mark.usefixtures("store", "nothing_waits")
 class Staged(SchedulerContract):
     scheme: ClassVar[str]
     does_not_apply: ClassVar = {
@@ -75,7 +47,7 @@ class Staged(SchedulerContract):
             error_strategy="retry",
             num_retries=1,
         )
-        assert not os.path.exists(job.local_dir)  # noqa: ASYNC240  # nothing else runs
+        assert not os.path.exists(job.staging)  # noqa: ASYNC240  # nothing else runs
         assert job.rc == 3
         folder = str(job.metadir)
         assert _clouds.get(f"{folder}/job.stdout") == b"out\n"

@@ -153,19 +153,20 @@ class ContainerScheduler(Scheduler):
 
     @workdir.setter
     def workdir(self, workdir: str | os.PathLike[str]) -> None:
-        old = getattr(self, "_workdir", None)
-        text = os.fspath(workdir) if isinstance(workdir, os.PathLike) else str(workdir)
-        if "://" in text:
-            raise ConfigError(f"The workdir {text} cannot be mounted: it must be a local folder")
+        old_entry = self._workdir_entry if hasattr(self, "_workdir") else None
         if not (isinstance(workdir, SpecPath) and workdir.is_mounted()):
-            workdir = SpecPath(os.path.abspath(text), mounted=self._mounted)
+            text = str(workdir)
+            workdir = text if "://" in text else os.path.abspath(text)
+            workdir = SpecPath(workdir, mounted=self._mounted)
         Scheduler.workdir.fset(self, workdir)  # type: ignore[attr-defined]  # the base's setter
-        entry = f"{workdir}:{workdir.mounted}"
-        old_entry = None if old is None else f"{old}:{old.mounted}"
         if old_entry in self.volumes:
-            self.volumes[self.volumes.index(old_entry)] = entry
+            self.volumes[self.volumes.index(old_entry)] = self._workdir_entry
         else:
-            self.volumes.append(entry)
+            self.volumes.append(self._workdir_entry)
+
+    @property
+    def _workdir_entry(self) -> str:
+        return f"{self.local_workdir}:{self.workdir.mounted}"
 
     @property
     def leaves_events(self) -> bool:
@@ -214,8 +215,8 @@ class ContainerScheduler(Scheduler):
         """
         cwd = [] if self.volume_as_cwd is None else [parse_cwd_volume(self.volume_as_cwd)]
         volumes = parse_volumes(self.volumes, cwd)
-        if not any(volume.source == str(self.workdir) for volume in volumes):
-            raise ConfigError(f"volumes: the workdir is not among them: {self.workdir}")
+        if not any(volume.source == self.local_workdir for volume in volumes):
+            raise ConfigError(f"volumes: the workdir is not among them: {self.local_workdir}")
         return volumes
 
     # --- the container of a job ----------------------------------------------------------------
@@ -228,15 +229,15 @@ class ContainerScheduler(Scheduler):
         """
         limits = self._limits_of(job)
         user, userns, groups = self._user_in(traits)
-        workdir = str(self.workdir)
+        workdir, here = self.local_workdir, os.path.dirname(job.local_dir)
         volumes = self._volumes()
         metadir = self.mounted_dir(job)
         if self._host_uid(traits) != os.getuid():
             # Of our folders, this user is to see the job's alone.
             volumes = tuple(volume for volume in volumes if volume.source != workdir)
             volumes = (*volumes, Volume(job.local_dir, metadir))
-        elif str(job.workdir) != workdir:
-            volumes = (*volumes, Volume(str(job.workdir), str(job.workdir.mounted)))
+        elif here != workdir:
+            volumes = (*volumes, Volume(here, str(job.workdir.mounted)))
         labels = {
             LABEL_KEY: self.submission_key(job),
             LABEL_METADIR: job.local_dir,
@@ -470,7 +471,7 @@ class ContainerScheduler(Scheduler):
                 self._watching = Watching(client, self, self._call, remove=lambda: self.remove)
             client = self._watching.client
             if client.traits.is_local:
-                check_sources(volume for volume in volumes if volume.source != str(self.workdir))
+                check_sources(volume for volume in volumes if volume.source != self.local_workdir)
             self._image_name = client.ensure_image(
                 check_image(self.image, self.runtime), check_pull(self.pull)
             )

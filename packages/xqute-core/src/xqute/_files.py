@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Final
 
 from . import _clouds
+from ._clouds import soon
 
 __all__ = [
     "check_way",
@@ -76,7 +77,7 @@ def write_soon(path: str, text: str) -> None:
         OSError: If a local one could not be written whole.
     """
     if _clouds.is_far(path):
-        _clouds.put_soon(path, text.encode("utf-8", "surrogateescape"))
+        soon.put_soon(path, text.encode("utf-8", "surrogateescape"))
     else:
         write_text(path, text)
 

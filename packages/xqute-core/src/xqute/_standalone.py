@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import asyncio
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 from . import _files, _protocol
 from .defaults import RC_LOST, RC_NOT_SUBMITTED, JobCause, JobStatus
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from .scheduler import Scheduler
 
 __all__ = ["kill", "poll", "submit"]
+
+T = TypeVar("T")
 
 _ENDED = (JobStatus.FINISHED, JobStatus.FAILED)
 _IN_BACKEND = (JobStatus.SUBMITTED, JobStatus.RUNNING, JobStatus.KILLING)
@@ -28,21 +32,16 @@ async def submit(scheduler: Scheduler, job: Job) -> None:
     hooks = scheduler.hooks
     if False in await hooks.acall("on_job_submitting", scheduler, job):
         return
-    job.clean()
-    # Nothing of an earlier submission runs any more: its claims are void.
-    for path in (
-        _protocol.start_claim_path(job.local_dir, scheduler.claim_tag(job)),
-        _protocol.end_claim_path(job.local_dir, scheduler.claim_tag(job)),
-    ):
-        _files.remove(path)
+    await _do(job, partial(_clean, scheduler, job))
     try:
         if not job.cmd:
             raise InvalidJobError(f"Job {job.index} has an empty command")
         job.jid = await scheduler.submit_job(job)
     except Exception as exc:  # noqa: BLE001  # told in the job's stderr
         logger.error("%s: %r could not be submitted: %s", scheduler.name, job, exc)
-        job.write_file("job.stderr", f"{type(exc).__name__}: {exc}\n")
-        job.write_file("job.rc", str(RC_NOT_SUBMITTED))
+        await _do(job, partial(job.write_file, "job.stderr", f"{type(exc).__name__}: {exc}\n"))
+        await _do(job, partial(job.write_file, "job.rc", str(RC_NOT_SUBMITTED)))
+        await asyncio.to_thread(job.upload)
         job.enter(JobStatus.FAILED)
         await hooks.acall("on_job_failed", scheduler, job)
         return
@@ -72,9 +71,12 @@ async def poll(scheduler: Scheduler, jobs: Sequence[Job], counter: int) -> tuple
     n_in_backend = n_ended = 0
     for job in jobs:
         told = job.current_status if job.told_status is None else job.told_status
-        if job.status in _IN_BACKEND and not await scheduler.job_is_submitted_or_running(job):
-            _settle(scheduler, job)
-        status = job.told_status = job.status
+        status = await _do(job, partial(_look, job))
+        if status in _IN_BACKEND and not await scheduler.job_is_submitted_or_running(job):
+            status = await _do(job, partial(_settle, scheduler, job))
+        job.told_status = status
+        if status in _ENDED and told not in _ENDED and job.staging is not None:
+            await asyncio.to_thread(job.upload)
         n_ended += status in _ENDED
         n_in_backend += status in _IN_BACKEND
         if told is JobStatus.SUBMITTED and status is not told:
@@ -88,8 +90,26 @@ async def poll(scheduler: Scheduler, jobs: Sequence[Job], counter: int) -> tuple
     return n_in_backend, n_ended
 
 
-def _settle(scheduler: Scheduler, job: Job) -> None:
+async def _do(job: Job, work: Callable[[], T]) -> T:
+    """Give what comes of work on a job's files: in a thread, if they are in a cloud."""
+    return await asyncio.to_thread(work) if job.is_far else work()
+
+
+def _clean(scheduler: Scheduler, job: Job) -> None:
+    job.clean()
+    # Nothing of an earlier submission runs any more: its claims are void.
+    tag = scheduler.claim_tag(job)
+    _files.remove(_protocol.start_claim_path(job.local_dir, tag))
+    _files.remove(_protocol.end_claim_path(job.local_dir, tag))
+
+
+def _look(job: Job) -> JobStatus:
+    return job.status
+
+
+def _settle(scheduler: Scheduler, job: Job) -> JobStatus:
     """The backend has the job no more: if it has not told its end by now, nobody will."""
     if job.status in _IN_BACKEND:
         tag = scheduler.claim_tag(job)
         _protocol.write_end(job.local_dir, tag, RC_LOST, JobStatus.FAILED, JobCause.DISAPPEARED)
+    return job.status

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 from . import _clouds, _files
 from ._checks import check_index
+from ._clouds import soon
+from ._clouds.staging import upload_folder
 from .defaults import RC_UNKNOWN, JobOutcome, JobStatus
 from .errors import InvalidJobError
 from .path import SpecLocalPath, SpecPath
@@ -406,6 +408,15 @@ class Job:
         else:
             _files.write_soon(f"{self.local_dir}/{name}", text)
 
+    def upload(self) -> None:
+        """Copy what is in the staging folder of the job to its folder in the cloud. Blocks.
+
+        Raises:
+            OSError: If something could not be; other things may have been.
+        """
+        if self.staging is not None:
+            upload_folder(self.local_dir, f"{self._workdir}/{self.index}")
+
     def forget_attempt(self) -> None:
         """Forget the native id and the exit code: another attempt follows."""
         self._jid = None
@@ -420,36 +431,44 @@ class Job:
         Raises:
             OSError: If a file can neither be moved nor removed.
         """
-        if self.is_far:
-            folder = self.local_dir
-            _clean_far(folder, f"{folder}/job.retry/{self.trial_count}" if retry else None)
-            self.forget_attempt()
-            return
-        try:
-            names = os.listdir(self.local_dir)
-        except FileNotFoundError:
-            self._make_folder()  # somebody has removed it
-            names = []
-        if names:
-            # The listing may be behind the times, so what counts is gone for by name.
-            names = [*{*names, *_ATTEMPT_FILES}]
         if retry:
-            self._put_aside(names)
+            self.put_aside(self.trial_count)
+        elif self.is_far:
+            _remove_far(self.local_dir)
         else:
-            self._remove(names)
+            self._remove(self._list())
         self.forget_attempt()
 
-    def _put_aside(self, names: list[str]) -> None:
-        kept = f"{self.local_dir}/job.retry/{self.trial_count}"
+    def put_aside(self, trial: int) -> None:
+        """Move the files of the attempt of this number to ``job.retry/<trial>``.
+
+        Raises:
+            OSError: If one cannot be moved.
+        """
+        kept = f"{self.local_dir}/job.retry/{trial}"
+        if self.is_far:
+            _move_far(self.local_dir, kept)
+            return
+        names = self._list()
         if os.path.isdir(kept):
             import shutil
 
             shutil.rmtree(kept)
         _files.make_dir(kept)
         for name in names:
-            if name in _ATTEMPT_FILES or name.startswith("job.wrapped."):
+            if _is_kept(name):
                 with suppress(FileNotFoundError):
                     os.rename(f"{self.local_dir}/{name}", f"{kept}/{name}")
+
+    def _list(self) -> list[str]:
+        """Name what may be in the folder; it is made if somebody has removed it."""
+        try:
+            names = os.listdir(self.local_dir)
+        except FileNotFoundError:
+            self._make_folder()
+            return []
+        # The listing may be behind the times, so what counts is gone for by name.
+        return [*{*names, *_ATTEMPT_FILES}] if names else []
 
     def _remove(self, names: list[str]) -> None:
         # Claims of attempts that have ended, too; the others still forbid a late start, and so do
@@ -465,24 +484,30 @@ class Job:
                 os.unlink(f"{self.local_dir}/{name}")
 
 
-def put_aside_far(folder: str, trial: int) -> None:
-    """What `Job.clean(retry=True)` does with the files of an attempt that are in a cloud."""
-    _clean_far(folder, f"{folder}/job.retry/{trial}")
+def _is_kept(name: str) -> bool:
+    """Whether a file is put aside with its attempt."""
+    return name in _ATTEMPT_FILES or name.startswith("job.wrapped.")
 
 
-def _clean_far(folder: str, kept: str | None) -> None:
-    """Remove an attempt's files in a cloud, copying them to `kept` first if that is given."""
-    names = [name for name in _clouds.names(folder) if "/" not in name]
-    old = [name for name in names if name in _ATTEMPT_FILES]
-    if kept is not None:
-        old += [name for name in names if name.startswith("job.wrapped.")]
-        for name in old:
-            _clouds.copy(f"{folder}/{name}", f"{kept}/{name}")
-    else:
-        # Claims of attempts that have ended; the others still forbid a late start.
-        tags = [name.removeprefix("job.end.") for name in names if name.startswith("job.end.")]
-        old += [f"job.end.{tag}" for tag in tags]
-        old += [f"job.start.{tag}" for tag in tags if f"job.start.{tag}" in names]
+def _move_far(folder: str, kept: str) -> None:
+    """Put the files of an attempt aside in a cloud."""
+    soon.settle(folder)
+    names = [name for name in _clouds.names(folder) if _is_kept(name)]
+    for name in names:
+        _clouds.copy(f"{folder}/{name}", f"{kept}/{name}")
+    _clouds.delete([f"{folder}/{name}" for name in names])
+
+
+def _remove_far(folder: str) -> None:
+    """Remove the files of an attempt in a cloud, and the claims of those that have ended.
+
+    The others still forbid a late start.
+    """
+    soon.settle(folder)
+    names = set(_clouds.names(folder))
+    ends = {name for name in names if name.startswith("job.end.")}
+    starts = {f"job.start.{name.removeprefix('job.end.')}" for name in ends}
+    old = (names & _ATTEMPT_FILES) | ends | (names & starts)
     _clouds.delete([f"{folder}/{name}" for name in old])
 
 

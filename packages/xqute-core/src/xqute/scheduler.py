@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from . import _clouds, _files
 from ._checks import check_count, check_seconds
+from ._clouds.staging import staging_folder
 from .defaults import (
     DEFAULT_ERROR_STRATEGY,
     DEFAULT_FIRST_RECHECK_S,
@@ -112,8 +113,8 @@ class Scheduler(ABC):
         resources: Portable resources of every job: `Resources`, a dict of some of them, or what
             makes one of these from an attempt's number and the cause of the one before it.
         config: Native options of the backend. Taken out are ``mounted_workdir``, the workdir as
-            jobs see it, and ``staging``, where jobs work whose workdir is in a cloud and not
-            mounted: a folder that they and this process see; None: one in the user's cache.
+            jobs see it, and ``staging``: the folder of this machine below which jobs work whose
+            workdir is in a cloud; None: one in the user's cache.
 
     Raises:
         ConfigError: If a keyword makes no sense (it is a ValueError, too).
@@ -136,8 +137,8 @@ class Scheduler(ABC):
     #: Whether the backend knows more of a failure than its exit code (out of memory, a time limit,
     #: preemption): it is asked before a failure is told.
     explains_failures: ClassVar[bool] = False
-    #: Where jobs see the workdir through a mount of a bucket: seconds between two uploads of what a
-    #: running job has written. 0: they see a file system.
+    #: Where jobs see a workdir in a cloud, by a mount of its bucket: seconds between two uploads of
+    #: what a running job has written. 0: they see a file system, and the workdir is staged.
     upload_interval_s: float = 0
     #: The environment variable in which the backend gives the job its native id.
     native_id_variable: ClassVar[str] = ""
@@ -247,11 +248,20 @@ class Scheduler(ABC):
         self.staging: str | None = None
         if not _clouds.is_far(str(workdir)):
             _check_workdir(str(workdir))
-        elif not workdir.is_mounted():
-            self.staging = _clouds.staging_folder(str(workdir), self._staging_root)
-            workdir = SpecPath(str(workdir), mounted=self.staging)
+        elif not self.upload_interval_s:
+            self.staging = staging_folder(str(workdir), self._staging_root)
+            if not workdir.is_mounted():
+                workdir = SpecPath(str(workdir), mounted=self.staging)
         self._workdir = workdir
         self._mounted_workdir = str(workdir.mounted)
+
+    @property
+    def local_workdir(self) -> str:
+        """The workdir as text or, where that is staged, the folder that stands for it here.
+
+        What this process and jobs share is there, as a job's is in `Job.local_dir`.
+        """
+        return self.staging or str(self._workdir)
 
     @property
     def error_strategy(self) -> JobErrorStrategy:
@@ -456,7 +466,7 @@ class Scheduler(ABC):
         Raises:
             OSError: If its folder cannot be made.
         """
-        if self.staging is not None and job.staging is None and job.workdir == self._workdir:
+        if self.staging is not None and job.is_far and str(job.workdir) == str(self._workdir):
             job.stage(self.staging)
 
     def mounted_dir(self, job: Job) -> str:

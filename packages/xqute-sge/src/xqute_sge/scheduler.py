@@ -136,7 +136,7 @@ class SgeScheduler(ClusterScheduler):
             restarts=self.may_restart(first),
         )
         tasks = [self.submission_key(job) for job in submission.jobs]
-        return self._plans.write(str(self.workdir), submission.key, tasks, submission.jobs, script)
+        return self._plans.write(self.local_workdir, submission.key, tasks, submission.jobs, script)
 
     # --- submission ----------------------------------------------------------------------------
 

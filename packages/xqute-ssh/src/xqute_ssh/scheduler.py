@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from xqute import Job, Scheduler, logger
+from xqute import Job, Scheduler, SpecPath, logger
 from xqute.errors import ConfigError, SchedulerError, SubmitError, XquteWarning
 from xqute.scheduler import BackendState, Phase
 
@@ -117,17 +117,13 @@ class SshScheduler(Scheduler):
         return self._fleet
 
     async def _open_fleet(self) -> Fleet:
-        if "://" in str(self.workdir):
-            raise SchedulerError(
-                f"ssh: the workdir must be a folder of this machine: {self.workdir}"
-            )
         # The SSH library takes a fifth of a second to import.
         await asyncio.to_thread(importlib.import_module, f"{__package__}.fleet")
         from .access import AccessError
         from .fleet import Fleet
 
         probe = f"ssh-probe.{secrets.token_hex(8)}"
-        self._probe = f"{self.workdir}/.run/{probe}"
+        self._probe = f"{self.local_workdir}/.run/{probe}"
         _make_probe(self._probe)
         try:
             fleet = Fleet(
@@ -135,7 +131,7 @@ class SshScheduler(Scheduler):
                 config=self.ssh_config,
                 workdir=str(self.workdir.mounted),
                 probe=f"{self.workdir.mounted}/.run/{probe}",
-                may_stage=self.workdir.mounted.is_mounted(),
+                may_stage=str(self.workdir.mounted) != self.local_workdir,
                 report=self._tell,
                 log_interval_s=self.log_interval,
             )
@@ -251,7 +247,7 @@ class SshScheduler(Scheduler):
         if entry.script is None or len(entry.script) >= _LONG_SCRIPT_BYTES:
             # That is all that is read of it.
             entry.script = None
-            inputs.append(Transfer(str(script), entry.remote_script))
+            inputs.append(Transfer(f"{job.local_dir}/{script.name}", entry.remote_script))
         try:
             for transfer in inputs:
                 await host.bring(transfer)
@@ -267,7 +263,8 @@ class SshScheduler(Scheduler):
         cwd = self.cwd if entry.job.cwd is None else entry.job.cwd
         # Without one, a job whose workdir is the server's own runs in its folder.
         directory = os.path.join(entry.folder, "" if cwd is None else os.fspath(cwd))
-        return plan_transfers(paths, workdir=entry.job.workdir, cwd=os.path.normpath(directory))
+        workdir = SpecPath(os.path.dirname(entry.job.local_dir), os.path.dirname(entry.folder))
+        return plan_transfers(paths, workdir=workdir, cwd=os.path.normpath(directory))
 
     def _make_entry(self, host: Host, job: Job) -> Entry:
         from .entry import Entry
@@ -308,7 +305,7 @@ class SshScheduler(Scheduler):
         attempts = {}
         for key in keys:
             if key not in ours:
-                attempts[key] = read_key(key, str(self.workdir), str(self.workdir.mounted))
+                attempts[key] = read_key(key, self.local_workdir, str(self.workdir.mounted))
             elif ours[key].accepted.done():
                 found[key] = ours[key].jid
             else:

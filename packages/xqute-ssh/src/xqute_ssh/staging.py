@@ -52,7 +52,9 @@ def plan_transfers(
     """
     plan = []
     for path in paths:
-        text = os.fspath(path)
+        text = str(path)  # asked for a local copy, a path in a cloud would be fetched
+        if "://" in text:
+            raise InvalidJobError(f"{text}: inputs and outputs are files of this machine")
         local = os.path.abspath(text)
         if isinstance(path, SpecPath) and path.is_mounted():
             remote = str(path.mounted)

@@ -7,10 +7,8 @@ URI.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Final, NamedTuple, Protocol
 
 from ..errors import WorkdirError
@@ -24,19 +22,12 @@ __all__ = [
     "exists",
     "get",
     "is_far",
-    "local_place",
     "look",
     "names",
     "put",
-    "put_soon",
     "replace",
-    "settle",
-    "staging_folder",
-    "upload_folder",
+    "upload",
 ]
-
-#: How many small files are written at once behind the caller's back.
-_N_WRITERS: Final = 4
 
 
 class Found(NamedTuple):
@@ -61,6 +52,9 @@ class Bucket(Protocol):
 
     def put(self, key: str, data: bytes) -> None:
         """Write, over what is there."""
+
+    def upload(self, key: str, path: str) -> None:
+        """Write what a local file has, over what is there."""
 
     def create(self, key: str, data: bytes) -> bool:
         """Write only if there is no such object, which the cloud decides; False: there is."""
@@ -173,7 +167,6 @@ def exists(uri: str) -> bool:
 
 def names(folder: str) -> list[str]:
     """Give the names of all objects below a folder, deep ones with their slashes."""
-    settle(folder)
     bucket, key = _find(f"{folder}/")
     return [found.removeprefix(key) for found in bucket.keys(key) if found != key]
 
@@ -206,40 +199,10 @@ def replace(uri: str, data: bytes, version: str) -> bool:
     return bucket.replace(key, data, version)
 
 
-def local_place(uri: str) -> str:
-    """Give the folder of this machine for what belongs to a folder in a cloud."""
-    # Imported late: not needed to `import xqute`.
-    from hashlib import blake2b
-
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return f"{home}/xqute/{blake2b(uri.encode(), digest_size=8).hexdigest()}"
-
-
-def staging_folder(workdir: str, root: str | os.PathLike[str] | None) -> str:
-    """Give where jobs work whose workdir is in a cloud and not mounted.
-
-    Args:
-        workdir: Its URI.
-        root: The folder for all such folders; None: one in the user's cache.
-    """
-    place = local_place(workdir)
-    if root is not None:
-        place = f"{os.path.abspath(root)}/{os.path.basename(place)}"
-    return f"{place}/staging"
-
-
-def upload_folder(local: str, uri: str) -> None:
-    """Upload all files below a local folder.
-
-    Raises:
-        OSError: If one could not be; others may have been.
-    """
-    for folder, _, names_here in os.walk(local):
-        below = os.path.relpath(folder, local)
-        place = uri if below == "." else f"{uri}/{below}"
-        for name in names_here:
-            with open(f"{folder}/{name}", "rb") as file:
-                put(f"{place}/{name}", file.read())
+def upload(uri: str, path: str) -> None:
+    """Write what a local file has, over what is there; it may be large."""
+    bucket, key = _find(uri)
+    bucket.upload(key, path)
 
 
 def check(folder: str) -> None:
@@ -254,51 +217,3 @@ def check(folder: str) -> None:
         raise
     except OSError as exc:
         raise WorkdirError(f"The workdir {folder} cannot be used: {exc}") from exc
-
-
-# --- small files whose writing nobody waits for --------------------------------------------------
-
-_writers: ThreadPoolExecutor | None = None
-_unwritten: dict[str, Future[None]] = {}
-
-
-def put_soon(uri: str, data: bytes) -> None:
-    """Have an object written by a thread, after what was to be written there before.
-
-    `settle` waits for it, and raises what went wrong.
-    """
-    global _writers  # noqa: PLW0603  # one for the process, made when it is needed
-    with _guard:
-        if _writers is None:
-            _writers = ThreadPoolExecutor(_N_WRITERS, thread_name_prefix="xqute-put")
-        before = _unwritten.get(uri)
-        _unwritten[uri] = _writers.submit(_put_after, before, uri, data)
-
-
-def _put_after(before: Future[None] | None, uri: str, data: bytes) -> None:
-    if before is not None:
-        wait([before])
-    put(uri, data)
-    with _guard:
-        written = _unwritten.get(uri)
-        if written is not None and written.running():
-            # Still this one: a later one of the same name has not begun.
-            del _unwritten[uri]
-
-
-def settle(folder: str) -> None:
-    """Return when all that `put_soon` was given for this folder is written.
-
-    Raises:
-        OSError: The first of what could not be.
-    """
-    with _guard:
-        here = [uri for uri in _unwritten if uri.startswith(f"{folder}/")]
-        writing = [_unwritten[uri] for uri in here]
-    wait(writing)
-    with _guard:
-        for uri, future in zip(here, writing, strict=True):
-            if _unwritten.get(uri) is future:
-                del _unwritten[uri]
-    for future in writing:
-        future.result()

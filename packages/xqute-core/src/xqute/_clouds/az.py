@@ -6,16 +6,18 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import Any, Final
 
 from azure.core import MatchConditions
 from azure.core.exceptions import (
     AzureError,
+    HttpResponseError,
     ResourceExistsError,
     ResourceModifiedError,
     ResourceNotFoundError,
 )
-from azure.storage.blob import ContainerClient
+from azure.storage.blob import ContainerClient, ExponentialRetry
 
 from ..errors import WorkdirError
 from . import Found
@@ -25,6 +27,11 @@ __all__ = ["AzureContainer"]
 #: What one batch request may hold.
 _BATCH: Final = 256
 _CONNECTION: Final = "AZURE_STORAGE_CONNECTION_STRING"
+_WHY: Final[dict[int, str]] = {
+    HTTPStatus.UNAUTHORIZED: "permission denied",
+    HTTPStatus.FORBIDDEN: "permission denied",
+    HTTPStatus.NOT_FOUND: "there is no such container",
+}
 
 
 class AzureContainer:
@@ -45,9 +52,17 @@ class AzureContainer:
             container = getattr(self._local, "container", None)
             if container is None:
                 container = self._local.container = ContainerClient.from_connection_string(
-                    connection, self._name, connection_timeout=10, read_timeout=20
+                    connection,
+                    self._name,
+                    connection_timeout=10,
+                    read_timeout=20,
+                    # The SDK's own waits 15 seconds first.
+                    retry_policy=ExponentialRetry(initial_backoff=1, increment_base=2),
                 )
             yield container
+        except HttpResponseError as exc:
+            why = _WHY.get(exc.status_code or 0)
+            raise WorkdirError(f"{uri}: {why}: {exc}" if why else f"{uri}: {exc}") from exc
         except (AzureError, ValueError) as exc:
             raise WorkdirError(f"{uri}: {exc}") from exc
 
@@ -64,6 +79,11 @@ class AzureContainer:
         """Write, over what is there."""
         with self._container(key) as container:
             container.upload_blob(key, data, overwrite=True)
+
+    def upload(self, key: str, path: str) -> None:
+        """Write what a file has; many MB in pieces."""
+        with self._container(key) as container, open(path, "rb") as file:
+            container.upload_blob(key, file, overwrite=True)
 
     def create(self, key: str, data: bytes) -> bool:
         """Write only if nothing is there."""

@@ -21,6 +21,7 @@ from . import Found
 
 __all__ = ["GoogleBucket"]
 
+_TYPE: Final = "application/octet-stream"
 #: What one batch request may hold.
 _BATCH: Final = 100
 #: Seconds for one request, and for it and its repetitions.
@@ -54,7 +55,7 @@ class GoogleBucket:
                 f"{uri}: no valid Google credentials: {exc}; try: "
                 "gcloud auth application-default login"
             ) from exc
-        except google_errors.Forbidden as exc:
+        except (google_errors.Forbidden, google_errors.Unauthorized) as exc:
             raise WorkdirError(f"{uri}: permission denied: {exc.message}") from exc
         except google_errors.NotFound as exc:
             raise WorkdirError(f"{uri}: there is no such bucket or object: {exc.message}") from exc
@@ -67,7 +68,7 @@ class GoogleBucket:
 
     def _upload(self, bucket: Any, key: str, data: bytes, **conditions: Any) -> None:
         blob = bucket.blob(key)
-        blob.upload_from_string(data, content_type="application/octet-stream", **_ANY, **conditions)
+        blob.upload_from_string(data, content_type=_TYPE, **_ANY, **conditions)
 
     def get(self, key: str, limit_bytes: int | None) -> bytes | None:
         """Give the content; the limit saves nothing here that a request would not cost."""
@@ -82,6 +83,11 @@ class GoogleBucket:
         """Write, over what is there."""
         with self._bucket(key) as bucket:
             self._upload(bucket, key, data)
+
+    def upload(self, key: str, path: str) -> None:
+        """Write what a file has; more than a few MB in pieces."""
+        with self._bucket(key) as bucket:
+            bucket.blob(key).upload_from_filename(path, content_type=_TYPE, **_ANY)
 
     def create(self, key: str, data: bytes) -> bool:
         """Write only if generation 0, none, is there.

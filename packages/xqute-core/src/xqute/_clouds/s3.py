@@ -8,10 +8,13 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import boto3  # type: ignore[import-untyped]
+from boto3.exceptions import Boto3Error  # type: ignore[import-untyped]
+from boto3.s3.transfer import TransferConfig  # type: ignore[import-untyped]
 from botocore.config import Config  # type: ignore[import-untyped]
 from botocore.exceptions import (  # type: ignore[import-untyped]
     BotoCoreError,
     ClientError,
+    NoCredentialsError,
 )
 
 from ..errors import WorkdirError
@@ -22,9 +25,16 @@ __all__ = ["AmazonBucket"]
 #: What one request for deletions may hold.
 _BATCH: Final = 1000
 _CONFIG: Final = Config(connect_timeout=10, read_timeout=20, retries={"max_attempts": 5})
+#: Who uploads has threads already.
+_TRANSFER: Final = TransferConfig(use_threads=False)
 _ABSENT: Final = frozenset({"NoSuchKey", "404", "NotFound"})
 #: Refused for its condition: somebody else's object is there, or is being written.
 _REFUSED: Final = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
+_WHY: Final = {
+    **dict.fromkeys(("AccessDenied", "403"), "permission denied"),
+    **dict.fromkeys(("InvalidAccessKeyId", "SignatureDoesNotMatch"), "permission denied"),
+    "NoSuchBucket": "there is no such bucket",
+}
 
 
 def _code(exc: ClientError) -> str:
@@ -49,8 +59,11 @@ class AmazonBucket:
                 client = self._local.client = boto3.Session().client("s3", config=_CONFIG)
             yield client
         except ClientError as exc:
-            raise WorkdirError(f"{uri}: {exc}") from exc
-        except BotoCoreError as exc:
+            why = _WHY.get(_code(exc))
+            raise WorkdirError(f"{uri}: {why}: {exc}" if why else f"{uri}: {exc}") from exc
+        except NoCredentialsError as exc:
+            raise WorkdirError(f"{uri}: no AWS credentials: {exc}; try: aws configure") from exc
+        except (BotoCoreError, Boto3Error) as exc:
             raise WorkdirError(f"{uri}: {exc}") from exc
 
     def get(self, key: str, limit_bytes: int | None) -> bytes | None:
@@ -70,6 +83,11 @@ class AmazonBucket:
         """Write, over what is there."""
         with self._client(key) as client:
             client.put_object(Bucket=self._name, Key=key, Body=data)
+
+    def upload(self, key: str, path: str) -> None:
+        """Write what a file has; more than a few MB in pieces."""
+        with self._client(key) as client:
+            client.upload_file(path, self._name, key, Config=_TRANSFER)
 
     def create(self, key: str, data: bytes) -> bool:
         """Write only if nothing is there."""

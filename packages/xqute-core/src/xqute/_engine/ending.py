@@ -9,7 +9,7 @@ from functools import partial
 
 from .. import _faults
 from ..defaults import JobCause, JobErrorStrategy, JobOutcome, JobStatus
-from ..job import Job, put_aside_far
+from ..job import Job
 from ..utils import logger
 from .lifecycle import HOOK_OF_OUTCOME, End, Retry, plan_retry
 from .run import ENDED, Run
@@ -146,7 +146,7 @@ class Ending:
 
     def renew_attempt(self, job: Job) -> None:
         """Make the next attempt of a job the current one; the files of the last are put aside."""
-        put_aside = partial(self._put_aside, job, job.trial_count)
+        put_aside = partial(_put_aside, job, job.trial_count)
         self._run.files.do(job, put_aside, lambda _: None)
         job.forget_attempt()
         job.trial_count += 1
@@ -155,15 +155,6 @@ class Ending:
         job.outcome = job.cause = None
         job.reason = ""
         job.submitted_at = job.started_at = job.ended_at = None
-
-    def _put_aside(self, job: Job, trial: int) -> None:
-        try:
-            if job.is_far:
-                put_aside_far(job.local_dir, trial)
-            else:
-                job.clean(retry=True)
-        except OSError as exc:
-            logger.warning("The files of attempt %d of %r stay: %s", trial, job, exc)
 
     def cancel_backoff(self, job: Job) -> bool:
         """Cancel a job that waits for its time to be tried again; False: it does not."""
@@ -205,3 +196,10 @@ class Ending:
             and not self._run.is_stopping
         ):
             self._halt(job)
+
+
+def _put_aside(job: Job, trial: int) -> None:
+    try:
+        job.put_aside(trial)
+    except OSError as exc:
+        logger.warning("The files of attempt %d of %r stay: %s", trial, job, exc)

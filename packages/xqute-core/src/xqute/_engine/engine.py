@@ -7,7 +7,6 @@ or out. This module puts these parts together and is what the rest of xqute talk
 from __future__ import annotations
 
 import asyncio
-import shutil
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -153,6 +152,7 @@ class Engine:
             raise
 
     def _close_job(self, job: Job) -> None:
+        self._run.files.unstage(job)
         self._forget(job)
         self._on_ended(job)
 
@@ -300,11 +300,9 @@ class Engine:
         await self._watching.close()
         files, scheduler = self._run.files, self._run.scheduler
         try:
-            await files.close(str(scheduler.workdir))
+            await files.close(str(scheduler.workdir), scheduler.staging)
         except OSError as exc:
             logger.warning("Not all files of jobs could be written: %s", exc)
-        if scheduler.staging is not None and files.is_all_uploaded and not self._run.is_detached:
-            await asyncio.to_thread(shutil.rmtree, scheduler.staging, ignore_errors=True)
 
 
 def _check(job: Job) -> None:

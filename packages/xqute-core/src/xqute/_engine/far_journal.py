@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Self
 
 from .. import _clouds, _files
+from .._clouds.staging import local_place
 from ..utils import logger
 from .journal import Journal
 from .ledger import Ledger
@@ -132,7 +133,7 @@ def read_journal(folder: str) -> Ledger:
 
 def _cache_of(folder: str) -> str:
     """Give the folder of this machine for the journal of a cloud's folder."""
-    return f"{_clouds.local_place(folder)}/journal"
+    return f"{local_place(folder)}/journal"
 
 
 def _fetch(folder: str, cache: str) -> None:

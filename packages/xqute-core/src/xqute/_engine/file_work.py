@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final, TypeVar
 
 from .. import _clouds
+from .._clouds import soon
+from ..defaults import JobOutcome
 from ..job import Job
 from ..utils import logger
 
@@ -23,101 +28,130 @@ _N_THREADS: Final = 16
 class FileWork:
     """Does what touches a job's files, in order for each job, and never waits on the event loop.
 
-    What is done in a thread must only read the state of jobs; what it gives is used on the loop.
+    What is given as `work` may run in a thread: it may read a job's state, and not change it. What
+    is given as `then` runs on the event loop.
     """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._pool: ThreadPoolExecutor | None = None
-        self._last: dict[Job, asyncio.Task[None]] = {}
-        #: Whether all that was to be uploaded was.
-        self.is_all_uploaded = True
+        #: By job, what is to be done in threads; the first of each is under way.
+        self._queues: dict[Job, deque[tuple[Callable[[], Any], Callable[[Any], object]]]] = {}
+        self._under_way: set[asyncio.Future[Any]] = set()
+        #: Jobs with files here that the bucket did not take.
+        self._held_back: set[Job] = set()
+
+    def do(self, job: Job, work: Callable[[], T], then: Callable[[T], object]) -> None:
+        """Have `then` called with what `work` gives: before this returns, or later."""
+        if job.is_far:
+            self._do_later(job, work, lambda future: then(future.result()))
+        else:
+            then(work())
+
+    async def call(self, job: Job, work: Callable[[], T]) -> T:
+        """Give what `work` gives, or raise what it raises."""
+        if not job.is_far:
+            return work()
+        answer: asyncio.Future[asyncio.Future[T]] = self._loop.create_future()
+
+        def then(done: asyncio.Future[T]) -> None:
+            if not answer.done():  # who asked may have been cancelled
+                answer.set_result(done)
+
+        self._do_later(job, work, then)
+        return (await answer).result()
 
     def upload(self, job: Job, then: Callable[[], object]) -> None:
         """Have `then` called when the files of a job are where its workdir says they are."""
         if job.staging is None:
             then()
         else:
-            self._do_later(self._last.get(job), job, partial(self._upload, job), lambda _: then())
+            self._do_later(job, partial(self._upload, job), lambda _: then())
 
-    def do(self, job: Job, work: Callable[[], T], then: Callable[[T], object]) -> None:
-        """Have `then` called with what `work` gives: before this returns, or later."""
-        if job.is_far:
-            self._do_later(self._last.get(job), job, work, then)
-        else:
-            then(work())
-
-    async def call(self, job: Job, work: Callable[[], T]) -> T:
-        """Give what `work` gives."""
-        if not job.is_far:
-            return work()
-        before = self._last.get(job)
-        if before is not None:
-            await asyncio.wait([before])
-        return await self.run(work)
-
-    async def run(self, work: Callable[[], T]) -> T:
-        """Give what `work` gives in a thread."""
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(_N_THREADS, thread_name_prefix="xqute-files")
-        return await self._loop.run_in_executor(self._pool, work)
+    def unstage(self, job: Job) -> None:
+        """Have what is in the staging folder of a job removed; it has ended, and was uploaded."""
+        if job.staging is not None:
+            self._do_later(job, partial(self._unstage, job), asyncio.Future.result)
 
     def _do_later(
         self,
-        before: asyncio.Task[None] | None,
         job: Job,
-        work: Callable[[], Any],
-        then: Callable[[Any], object],
+        work: Callable[[], T],
+        then: Callable[[asyncio.Future[T]], object],
     ) -> None:
-        task = self._loop.create_task(self._do(before, work, then))
-        self._last[job] = task
-        task.add_done_callback(partial(self._on_done, before, job, work, then))
+        queue = self._queues.setdefault(job, deque())
+        queue.append((work, then))
+        if len(queue) == 1:
+            self._begin(job, work)
 
-    async def _do(
-        self,
-        before: asyncio.Task[None] | None,
-        work: Callable[[], Any],
-        then: Callable[[Any], object],
-    ) -> None:
-        if before is not None and not before.done():
-            await asyncio.wait([before])
-        then(await self.run(work))
+    def _begin(self, job: Job, work: Callable[[], Any]) -> None:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(_N_THREADS, thread_name_prefix="xqute-files")
+        # No task: a loop that ends cancels those, and what became of the job is still to be told.
+        future = self._loop.run_in_executor(self._pool, work)
+        self._under_way.add(future)
+        future.add_done_callback(partial(self._on_done, job))
 
-    def _on_done(
-        self,
-        before: asyncio.Task[None] | None,
-        job: Job,
-        work: Callable[[], Any],
-        then: Callable[[Any], object],
-        task: asyncio.Task[None],
-    ) -> None:
-        if self._last.get(job) is task:
-            del self._last[job]
-        if not task.cancelled():
-            task.result()
-        elif self._pool is not None:
-            # A loop that ends cancels every task, but what became of the job is still to be told.
-            self._do_later(before, job, work, then)
+    def _on_done(self, job: Job, future: asyncio.Future[Any]) -> None:
+        self._under_way.discard(future)
+        queue = self._queues[job]
+        try:
+            queue[0][1](future)
+        finally:
+            queue.popleft()
+            if queue:
+                self._begin(job, queue[0][0])
+            else:
+                del self._queues[job]
 
     def _upload(self, job: Job) -> None:
-        uri = f"{job.workdir}/{job.index}"
         try:
-            _clouds.upload_folder(job.local_dir, uri)
+            job.upload()
+            self._held_back.discard(job)
         except OSError as exc:
-            self.is_all_uploaded = False
+            self._held_back.add(job)
             logger.error("The files of %r stay in %s: %s", job, job.local_dir, exc)
 
-    async def close(self, folder: str) -> None:
-        """Return when all is done and what was to be written in the folder is.
+    def _unstage(self, job: Job) -> None:
+        """Remove a job's files, but not the word that an attempt must never start.
+
+        One that is LOST may still be at work there.
+        """
+        if job in self._held_back or job.outcome is JobOutcome.LOST:
+            return
+        try:
+            names = os.listdir(job.local_dir)
+            ended = {name.removeprefix("job.end.") for name in names}
+            if all(n.removeprefix("job.start.") in ended for n in names if "job.start." in n):
+                shutil.rmtree(job.local_dir)
+                return
+            for name in names:
+                path = f"{job.local_dir}/{name}"
+                if os.path.isdir(path):
+                    shutil.rmtree(path)
+                elif not name.startswith(("job.start.", "job.end.")):
+                    os.unlink(path)
+        except OSError as exc:
+            logger.warning("Files of %r stay in %s: %s", job, job.local_dir, exc)
+
+    async def close(self, workdir: str, staging: str | None) -> None:
+        """Return when all is done, and what was to be written in the workdir is.
+
+        The staging folder is removed if no job has anything in it.
 
         Raises:
-            OSError: If some of it could not be written.
+            OSError: If something could not be written.
         """
-        while self._last:
-            await asyncio.wait(list(self._last.values()))
-            await asyncio.sleep(0)
-        if _clouds.is_far(folder):
-            await self.run(partial(_clouds.settle, folder))
+        while self._under_way:
+            await asyncio.wait(self._under_way)
+        if _clouds.is_far(workdir):
+            await asyncio.to_thread(_close_workdir, workdir, staging)
         if self._pool is not None:
             self._pool.shutdown(wait=False)
             self._pool = None
+
+
+def _close_workdir(workdir: str, staging: str | None) -> None:
+    if staging is not None and os.path.isdir(staging) and not set(os.listdir(staging)) - {".run"}:
+        shutil.rmtree(os.path.dirname(staging))
+    soon.settle(workdir)

@@ -90,7 +90,7 @@ class Session:
                 on_halt=owner.on_halt,
                 **how,
             )
-            events = f"{scheduler.staging or scheduler.workdir}/.run/events"
+            events = f"{scheduler.local_workdir}/.run/events"
             spool: EventSpool | FarEventSpool
             if _clouds.is_far(events):
                 spool = FarEventSpool(events, engine.on_event, scheduler.recheck_interval)

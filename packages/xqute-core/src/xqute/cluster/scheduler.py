@@ -282,7 +282,7 @@ class ClusterScheduler(Scheduler):
             shell=JOBCMD_WRAPPER_LANG,
         )
         tasks = [self.submission_key(job) for job in submission.jobs]
-        return self._plans.write(str(self.workdir), submission.key, tasks, submission.jobs, script)
+        return self._plans.write(self.local_workdir, submission.key, tasks, submission.jobs, script)
 
     async def _submit_or_find(self, path: str, name: str, n_tasks: int | None) -> str:
         """Submit a script; where that may have failed or not, look it up."""
@@ -327,7 +327,7 @@ class ClusterScheduler(Scheduler):
         }
         found: dict[str, int | str] = {key: ids[key] for key in wanted if key in ids}
         if len(found) < len(wanted):
-            places = self._plans.find(str(self.workdir), wanted - found.keys())
+            places = self._plans.find(self.local_workdir, wanted - found.keys())
             for key, (plan, place) in places.items():
                 if plan in ids:
                     found[key] = self.id_in_submission(ids[plan], place)
@@ -352,7 +352,7 @@ class ClusterScheduler(Scheduler):
         key, mine = self.key_in(row.name), self.submission_key(job)
         if row.place is None:
             return row if key == mine else None
-        tasks = self._plans.tasks_of(str(self.workdir), key)
+        tasks = self._plans.tasks_of(self.local_workdir, key)
         return row if 0 <= row.place < len(tasks) and tasks[row.place] == mine else None
 
     async def poll_jobs(self, jobs: Sequence[Job]) -> Mapping[Job, BackendState]:

@@ -154,7 +154,9 @@ class LocalScheduler(Scheduler):
             if match is None:
                 continue
             run_id, index, attempt = match.groups()
-            claim = _protocol.read_start_claim(f"{self.workdir}/{index}", f"{run_id}-{attempt}")
+            claim = _protocol.read_start_claim(
+                f"{self.local_workdir}/{index}", f"{run_id}-{attempt}"
+            )
             if claim is not None and not claim.revoked:
                 found[key] = claim.pid
         return found
