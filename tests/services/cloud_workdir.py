@@ -15,7 +15,7 @@ import stores
 from xqute import JobOutcome, _clouds
 from xqute.testing import Rig, SchedulerContract, bash
 
-__all__ = ["check_staging", "open_store"]
+__all__ = ["InBucket", "check_staging", "open_store"]
 
 #: Waits for a file that nobody makes before its first driver is dead.
 _OUTLIVES = bash(
@@ -47,7 +47,15 @@ def open_store(scheme: str, folder: Path) -> Iterator[Callable[[], int]]:
         yield n_requests
 
 
-async def check_staging(contract: SchedulerContract, tmp_path: Path) -> None:
+class InBucket(SchedulerContract):
+    """What backends say of themselves for `check_staging`."""
+
+    def make_workdir(self, tmp_path: Path, name: str) -> str:
+        """Give a folder of a bucket."""
+        return f"gs://bucket/{uuid.uuid4().hex}/{name}"
+
+
+async def check_staging(contract: InBucket, tmp_path: Path) -> None:
     """Run jobs, and let a driver die, with a workdir in Google's store that no job sees.
 
     Args:
@@ -55,7 +63,6 @@ async def check_staging(contract: SchedulerContract, tmp_path: Path) -> None:
         tmp_path: Where staging folders are.
     """
     with open_store("gs", tmp_path):
-        contract.make_workdir = lambda _, name: f"gs://bucket/{uuid.uuid4().hex}/{name}"
         await _check_files(Rig(contract, tmp_path))
         await _check_resume(Rig(contract, tmp_path))
 

