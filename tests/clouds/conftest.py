@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import re
 import traceback
 
 import cloud_workdir
@@ -11,8 +11,10 @@ import pytest
 
 from xqute import _clouds
 
-#: What must not wait for a request on the event loop; tests themselves and what users ask for may.
-_NEVER_WAIT = (f"xqute{os.sep}_engine{os.sep}", f"xqute{os.sep}_standalone.py")
+#: What must not wait for a request on the event loop, and who may: the tests, also when the other
+#: has called them.
+_NEVER_WAITS = re.compile(r"/xqute/(_engine/|_standalone\.py)")
+_MAY_WAIT = re.compile(r"/xqute/testing/|/tests/")
 
 
 @pytest.fixture(scope="class")
@@ -31,9 +33,13 @@ def nothing_waits(monkeypatch):
 
     def looked(uri):
         if asyncio._get_running_loop() is not None:
-            stack = traceback.extract_stack()
-            if any(part in frame.filename for frame in stack for part in _NEVER_WAIT):
-                seen.append("".join(traceback.format_list(stack[-6:-1])))
+            stack = traceback.extract_stack()[:-1]
+            for frame in reversed(stack):
+                if _MAY_WAIT.search(frame.filename):
+                    break
+                if _NEVER_WAITS.search(frame.filename):
+                    seen.append("".join(traceback.format_list(stack[-6:])))
+                    break
         return find(uri)
 
     monkeypatch.setattr(_clouds, "_find", looked)

@@ -83,13 +83,13 @@ async def test_a_slow_store_delays_and_holds_up_nothing(faults, workdir):
     began_s = time.perf_counter()
     jobs = await _run(
         workdir,
-        *[bash("echo out; exit $((XQUTE_JOB_TRIAL ? 3 : 5))")] * 8,
+        *[bash("echo out; exit $((XQUTE_JOB_TRIAL ? 3 : 5))")] * 4,
         error_strategy="retry",
         num_retries=1,
     )
     took_s = time.perf_counter() - began_s
     measuring.cancel()
-    assert [job.rc for job in jobs] == [3] * 8
+    assert [job.rc for job in jobs] == [3] * 4
     for job in jobs:
         assert _clouds.get(f"{job.metadir}/job.stdout") == b"out\n"
         assert _clouds.get(f"{job.metadir}/job.retry/0/job.rc") == b"5"
@@ -98,6 +98,8 @@ async def test_a_slow_store_delays_and_holds_up_nothing(faults, workdir):
     assert sorted(late_s)[len(late_s) * 98 // 100] < 0.25, "a request was waited for"
 
 
+# Google's client leaves connections to the garbage collector on which it was refused something.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_what_is_refused_once_is_asked_again(faults, workdir):
     faults.refuse_once()
     jobs = await _run(workdir, bash("echo out"), bash("exit 3"))
@@ -129,7 +131,7 @@ async def test_listings_that_lag_tell_each_event_once(faults, workdir):
     faults.lag_s = 1.0
     told = []
     spool = FarEventSpool(workdir, told.append, most_s=0.1)
-    names = [f"{index}.0.0.6.0.{index}000.0123abcd" for index in range(4)]
+    names = [f"{index}.0.0.6.0.{index}000.0123abcd" for index in range(1, 5)]
     put = [asyncio.to_thread(_clouds.put, f"{workdir}/{name}", b"") for name in names]
     await asyncio.gather(*put[:2])
     spool.start()
@@ -139,7 +141,7 @@ async def test_listings_that_lag_tell_each_event_once(faults, workdir):
     n_listings = len(faults.asked)
     await until(lambda: len(faults.asked) > n_listings + 8, "more is listed", 60)
     await spool.stop()
-    assert sorted(event.index for event in told) == [0, 1, 2, 3]
+    assert sorted(event.index for event in told) == [1, 2, 3, 4]
 
 
 # --- it cannot work ------------------------------------------------------------------------------
@@ -219,6 +221,6 @@ def test_a_missing_sdk_is_told_with_the_line_that_installs_it(cloud, module, ext
         text=True,
         check=False,
     )
-    assert done.returncode == 3, done.stderr
+    assert done.returncode == 2, done.stderr
     assert f'pip install "xqute-core[{extra}]"' in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr

@@ -33,7 +33,7 @@ class Faults:
 
     Attributes:
         delay_s: How long each takes at least.
-        status: Called with "METHOD /path?query"; a status to answer with, or None.
+        status: Called with "METHOD /path?query name"; a status to answer with, or None.
         lag_s: How old a listing may be.
         asked: All requests.
     """
@@ -110,7 +110,10 @@ def faulty(scheme: str) -> Iterator[Faults]:
                 finally:
                     connection.close()
 
-            answer = faults.answer(f"{self.command} {self.path}", ask)
+            # Google's uploads are named in their bodies.
+            named = re.search(rb'"name": ?"([^"]+)"', body[:500])
+            name = f" {named[1].decode()}" if named else ""
+            answer = faults.answer(f"{self.command} {self.path}{name}", ask)
             self.send_response_only(answer.status)
             for name, value in answer.headers:
                 if name.lower() not in _OF_HOP:

@@ -302,7 +302,12 @@ class Job:
         """The exit code, 128+n for a death by signal n; -1 unknown, -2 not submitted, -3 lost."""
         if self._rc is not None:
             return self._rc
-        text = (self.read_file("job.rc") or "").strip()
+        text = self.read_file("job.rc")
+        if text is None and self.staging is not None and self._driver is None:
+            # It may have been uploaded.
+            with suppress(OSError):
+                text = _files.read_text(f"{self._workdir}/{self.index}/job.rc")
+        text = (text or "").strip()
         return int(text) if re.fullmatch(_RC, text) else RC_UNKNOWN
 
     @rc.setter
@@ -376,13 +381,9 @@ class Job:
     def read_file(self, name: str) -> str | None:
         """Give the text of a small file of the job's folder; None if it cannot be read."""
         try:
-            text = _files.read_text(f"{self.local_dir}/{name}")
-            if text is None and self.staging is not None and self._driver is None:
-                # It may have been uploaded.
-                text = _files.read_text(f"{self._workdir}/{self.index}/{name}")
+            return _files.read_text(f"{self.local_dir}/{name}")
         except OSError:
             return None
-        return text
 
     def write_file(self, name: str, text: str) -> None:
         """Replace a small file of the job's folder.

@@ -41,6 +41,11 @@ def _code(exc: ClientError) -> str:
     return str(exc.response.get("Error", {}).get("Code", ""))
 
 
+def _explain(exc: ClientError) -> str:
+    why = _WHY.get(_code(exc))
+    return f"{why}: {exc}" if why else str(exc)
+
+
 class AmazonBucket:
     """A bucket, reached as the environment and configuration files of AWS say."""
 
@@ -59,11 +64,14 @@ class AmazonBucket:
                 client = self._local.client = boto3.Session().client("s3", config=_CONFIG)
             yield client
         except ClientError as exc:
-            why = _WHY.get(_code(exc))
-            raise WorkdirError(f"{uri}: {why}: {exc}" if why else f"{uri}: {exc}") from exc
+            raise WorkdirError(f"{uri}: {_explain(exc)}") from exc
         except NoCredentialsError as exc:
             raise WorkdirError(f"{uri}: no AWS credentials: {exc}; try: aws configure") from exc
-        except (BotoCoreError, Boto3Error) as exc:
+        except Boto3Error as exc:  # an upload in pieces has its own
+            reason = exc.__context__
+            words = _explain(reason) if isinstance(reason, ClientError) else str(exc)
+            raise WorkdirError(f"{uri}: {words}") from exc
+        except BotoCoreError as exc:
             raise WorkdirError(f"{uri}: {exc}") from exc
 
     def get(self, key: str, limit_bytes: int | None) -> bytes | None:

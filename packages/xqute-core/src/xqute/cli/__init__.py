@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import click
 
-from ..errors import ConfigError, InvalidJobError, SchedulerError
+from ..errors import SchedulerError, XquteError
 from .doctor import doctor
 from .logs import logs
 from .report import EXIT_BACKEND, EXIT_BROKEN_PIPE, EXIT_USAGE
@@ -64,7 +64,7 @@ def _run(args: Sequence[str] | None) -> int:
     except click.ClickException as exc:
         exc.show()
         return EXIT_USAGE
-    except (ConfigError, InvalidJobError, SchedulerError, OSError) as exc:
+    except (XquteError, OSError) as exc:
         click.echo(f"Error: {describe_error(exc)}", err=True)
         at_backend = isinstance(exc, SchedulerError) and not isinstance(exc, LookupError)
         return EXIT_BACKEND if at_backend else EXIT_USAGE
