@@ -57,7 +57,9 @@ class AzureContainer:
                     connection_timeout=10,
                     read_timeout=20,
                     # The SDK's own waits 15 seconds first.
-                    retry_policy=ExponentialRetry(initial_backoff=1, increment_base=2),
+                    retry_policy=ExponentialRetry(
+                        initial_backoff=1, increment_base=2, random_jitter_range=1
+                    ),
                 )
             yield container
         except HttpResponseError as exc:

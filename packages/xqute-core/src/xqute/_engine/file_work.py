@@ -21,6 +21,7 @@ __all__ = ["FileWork"]
 
 T = TypeVar("T")
 
+_CLAIMS: Final = ("job.start.", "job.end.")
 #: Requests under way at once.
 _N_THREADS: Final = 16
 
@@ -121,16 +122,21 @@ class FileWork:
             return
         try:
             names = os.listdir(job.local_dir)
-            ended = {name.removeprefix("job.end.") for name in names}
-            if all(n.removeprefix("job.start.") in ended for n in names if "job.start." in n):
+            started, ended = (
+                {name.removeprefix(claim) for name in names if name.startswith(claim)}
+                for claim in _CLAIMS
+            )
+            if started <= ended:
                 shutil.rmtree(job.local_dir)
                 return
             for name in names:
                 path = f"{job.local_dir}/{name}"
                 if os.path.isdir(path):
                     shutil.rmtree(path)
-                elif not name.startswith(("job.start.", "job.end.")):
+                elif not name.startswith(_CLAIMS):
                     os.unlink(path)
+        except FileNotFoundError:
+            return  # somebody has removed it
         except OSError as exc:
             logger.warning("Files of %r stay in %s: %s", job, job.local_dir, exc)
 
