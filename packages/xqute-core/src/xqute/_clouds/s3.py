@@ -52,6 +52,8 @@ class AmazonBucket:
     def __init__(self, name: str) -> None:
         self._name = name
         self._local = threading.local()
+        self._guard = threading.Lock()
+        self._session: Any = None
 
     @contextmanager
     def _client(self, key: str) -> Iterator[Any]:
@@ -60,8 +62,7 @@ class AmazonBucket:
         try:
             client = getattr(self._local, "client", None)
             if client is None:
-                # A session of its own: the default one is not to be shared between threads.
-                client = self._local.client = boto3.Session().client("s3", config=_CONFIG)
+                client = self._local.client = self._make_client()
             yield client
         except ClientError as exc:
             raise WorkdirError(f"{uri}: {_explain(exc)}") from exc
@@ -73,6 +74,13 @@ class AmazonBucket:
             raise WorkdirError(f"{uri}: {words}") from exc
         except BotoCoreError as exc:
             raise WorkdirError(f"{uri}: {exc}") from exc
+
+    def _make_client(self) -> Any:
+        """A session takes 0.1 s to make, so there is one; and one thread at a time may use it."""
+        with self._guard:
+            if self._session is None:
+                self._session = boto3.Session()
+            return self._session.client("s3", config=_CONFIG)
 
     def get(self, key: str, limit_bytes: int | None) -> bytes | None:
         """Give the content, or its beginning."""
