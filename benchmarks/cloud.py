@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 from measuring import Samples
 
@@ -62,6 +63,10 @@ async def with_lag(work: Awaitable[None]) -> float:
     return Samples(tuple(lags)).quantile(0.99)
 
 
+#: Stay: a thread's first use of Google's client has requests of its own, later.
+_tellers = ThreadPoolExecutor(4)
+
+
 class Mounted(Scheduler):
     """Has jobs that see the bucket, and tell of themselves what the benchmark says."""
 
@@ -90,44 +95,47 @@ class Mounted(Scheduler):
             )
             _clouds.put(f"{self.workdir}/.run/events/{_protocol.event_name(event)}", b"")
 
-        with ThreadPoolExecutor(8) as pool:
-            list(pool.map(put, jobs))
+        list(_tellers.map(put, jobs))
 
 
-async def poll(scheme: str, n_requests: Callable[[], int]) -> tuple[int, float, float]:
-    """Have 1,000 jobs run, and 10 of them end, some times.
+class Polled(NamedTuple):
+    """What it cost to hear of N_CHANGES ends among N_JOBS running jobs."""
 
-    Gives the requests that the 10 cost, from their events to their hooks; how many ms that took;
-    and the event loop's lag.
-    """
-    costs: list[tuple[int, float]] = []
+    n_requests: float  # all that the run has made meanwhile, for each time
+    took_ms: float
+    lag_ms: float
+    lag_before_ms: float  # when the jobs were submitted and begun
 
-    async def work() -> None:
-        async with Xqute(Mounted, workdir=f"{scheme}://bucket/bench", forks=N_JOBS) as xq:
-            scheduler = xq.scheduler
-            assert isinstance(scheduler, Mounted)
+
+async def poll(scheme: str, n_requests: Callable[[], int]) -> Polled:
+    """Have 1,000 jobs run, and 10 of them end, N_POLLS times."""
+    async with Xqute(Mounted, workdir=f"{scheme}://bucket/bench", forks=N_JOBS) as xq:
+        scheduler = xq.scheduler
+        assert isinstance(scheduler, Mounted)
+        took_ms: list[float] = []
+
+        async def begin() -> None:
             jobs = [await xq.feed(["true"]) for _ in range(N_JOBS)]
             await until(lambda: all(job.jid is not None for job in jobs), "all run", 300)
             await asyncio.to_thread(scheduler.tell, jobs, JobStatus.RUNNING)
             is_known = lambda: all(job.status is JobStatus.RUNNING for job in jobs)  # noqa: E731
             await until(is_known, "that is known", 300)
-            await asyncio.sleep(3)  # what was told of starts is in the journal
-            for start in range(0, N_POLLS * N_CHANGES, N_CHANGES):
-                some = jobs[start : start + N_CHANGES]
-                await asyncio.to_thread(scheduler.tell, some, JobStatus.FINISHED)
-                before, began_s = n_requests(), time.perf_counter()
-                await asyncio.gather(*[job.wait() for job in some])
-                took_ms = (time.perf_counter() - began_s) * 1000
-                costs.append((n_requests() - before, took_ms))
-            await xq.detach()
+            await asyncio.sleep(3)  # and is in the journal
 
-    lag_ms = await with_lag(work())
-    assert len(costs) == N_POLLS
-    return (
-        max(cost for cost, _ in costs),
-        statistics.median(took_ms for _, took_ms in costs),
-        lag_ms,
-    )
+        async def change() -> None:
+            for start in range(0, N_POLLS * N_CHANGES, N_CHANGES):
+                some = xq.jobs[start : start + N_CHANGES]
+                await asyncio.to_thread(scheduler.tell, some, JobStatus.FINISHED)
+                began_s = time.perf_counter()
+                await asyncio.gather(*[job.wait() for job in some])
+                took_ms.append((time.perf_counter() - began_s) * 1000)
+
+        lag_before_ms = await with_lag(begin())
+        before = n_requests()
+        lag_ms = await with_lag(change())
+        n_ours = n_requests() - before - N_POLLS * N_CHANGES
+        await xq.detach()
+    return Polled(n_ours / N_POLLS, statistics.median(took_ms), lag_ms, lag_before_ms)
 
 
 @contextlib.contextmanager
@@ -224,15 +232,19 @@ def main() -> int:
             folder.mkdir()
             try:
                 with stores.store(scheme, folder, os.environ.__setitem__) as n_requests:
-                    n, took_ms, lag_ms = asyncio.run(poll(scheme, n_requests))
+                    cost = asyncio.run(poll(scheme, n_requests))
             except stores.NotHereError as exc:
                 kept = tell(f"{scheme}: {exc}", "-", "", kept=False)
                 continue
             what = f"{scheme}: {N_JOBS} jobs, {N_CHANGES} changes"
-            kept &= tell(f"{what}: requests", str(n), f"<= {MAX_REQUESTS}", kept=n <= MAX_REQUESTS)
-            tell(f"{what}: time", f"{took_ms:.1f} ms", "", kept=True)
-            is_kept = lag_ms <= MAX_LAG_MS
-            kept &= tell(f"{what}: lag p99", f"{lag_ms:.2f} ms", "<= 10 ms", kept=is_kept)
+            is_kept = cost.n_requests <= MAX_REQUESTS
+            kept &= tell(
+                f"{what}: requests", f"{cost.n_requests:.1f}", f"<= {MAX_REQUESTS}", kept=is_kept
+            )
+            tell(f"{what}: time", f"{cost.took_ms:.1f} ms", "", kept=True)
+            is_kept = cost.lag_ms <= MAX_LAG_MS
+            kept &= tell(f"{what}: lag p99", f"{cost.lag_ms:.2f} ms", "<= 10 ms", kept=is_kept)
+            tell(f"{what}: lag at submission", f"{cost.lag_before_ms:.2f} ms", "", kept=True)
         folder = Path(scratch) / "batch"
         folder.mkdir()
         with batch(folder) as found:
