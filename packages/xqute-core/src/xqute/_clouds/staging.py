@@ -43,6 +43,10 @@ def upload_folder(local: str, uri: str) -> None:
     for folder, _, names in os.walk(local, topdown=False):
         below = os.path.relpath(folder, local)
         place = uri if below == "." else f"{uri}/{below}"
-        for name in sorted(names, key=_LAST.__contains__):
+        for name in sorted(names, key=_order):
             if os.path.isfile(f"{folder}/{name}"):
                 upload(f"{place}/{name}", f"{folder}/{name}")
+
+
+def _order(name: str) -> int:
+    return _LAST.index(name) + 1 if name in _LAST else 0
