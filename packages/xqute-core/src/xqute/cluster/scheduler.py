@@ -153,13 +153,13 @@ class ClusterScheduler(Scheduler):
     async def start(self) -> None:
         """Remove the plans of earlier runs that nobody needs any more."""
         try:
-            await asyncio.to_thread(self._plans.prune_old, str(self.workdir))
+            await asyncio.to_thread(self._plans.prune_old, self.local_workdir)
         except OSError as exc:
             logger.warning("%s: plans of earlier runs stay: %s", self.name, exc)
 
     async def close(self) -> None:
         """Remove the plans whose jobs have ended."""
-        self._plans.prune(str(self.workdir))
+        self._plans.prune(self.local_workdir)
 
     # --- names and scripts ---------------------------------------------------------------------
 
@@ -229,7 +229,7 @@ class ClusterScheduler(Scheduler):
             return answers
         name = self.submission_name(submission.key)
         n_tasks = len(submission.jobs) if len(submission.jobs) > 1 else None
-        self._plans.prune(str(self.workdir))
+        self._plans.prune(self.local_workdir)
         try:
             path = self._write_script(submission, name, jobs)
         except OSError as exc:

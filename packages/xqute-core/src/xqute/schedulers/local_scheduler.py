@@ -97,7 +97,8 @@ class LocalScheduler(Scheduler):
         for job in self._early.keys() - set(jobs):
             self._table.dismiss(self._early.pop(job))
         for job in jobs:
-            if job in self._early or self.resources is not None or job.resources is not None:
+            has_resources = self.resources is not None or job.resources is not None
+            if job in self._early or has_resources or job.is_far:
                 continue
             try:
                 argv = [*self._argv(job), "await-turn"]
