@@ -24,6 +24,8 @@ __all__ = ["Files", "FilesError"]
 
 T = TypeVar("T")
 _PIECE_BYTES = 1 << 20
+#: How much of one file goes over the file channel before others have a turn.
+_TURN_BYTES = 16 << 20
 _NO_SUCH_FILE = "No such file"
 
 
@@ -63,15 +65,21 @@ class Files:
         self._link = link
         self._executor = executor
         self._ask = ask
+        #: Held while the file channel is used: of two threads, one would hear the other's answer.
+        self._sftp_turn = asyncio.Lock()
 
     async def in_thread(self, work: Callable[..., T], *args: Any) -> T:
-        """Have something done that may block.
+        """Have something done that may block; also when cancelled, it is over on return.
 
         Raises:
             LinkError: If it failed, and the connection is lost.
         """
+        done = asyncio.get_running_loop().run_in_executor(self._executor, work, *args)
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._executor, work, *args)
+            return await asyncio.shield(done)
+        except asyncio.CancelledError:
+            await asyncio.wait([done])  # it may be writing here
+            raise
         except FilesError as exc:
             if not self._link.is_alive:
                 raise LinkError(str(exc)) from exc
@@ -92,8 +100,19 @@ class Files:
             await self._do("mkdir", "-p", "--", folder)
         sftp = await self.in_thread(self._link.sftp)
         for local, remote in pairs:
-            if sftp is None or not await self.in_thread(_put, sftp, local, remote):
+            if sftp is None or not await self._put(sftp, local, remote):
                 await self._put_by_agent(local, remote)
+
+    async def _put(self, sftp: paramiko.SFTPClient, local: str, remote: str) -> bool:
+        """Bring one file over the file channel; False: why that fails, only the agent can say."""
+        at: int | None = 0
+        while at is not None:
+            async with self._sftp_turn:
+                try:
+                    at = await self.in_thread(_put_some, sftp, local, remote, at)
+                except OSError:
+                    return False
+        return True
 
     async def _put_by_agent(self, local: str, remote: str) -> None:
         """Write it piece by piece, under another name until it is whole."""
@@ -162,7 +181,11 @@ class Files:
         """
         sftp = await self.in_thread(self._link.sftp)
         if sftp is not None:
-            return await self.in_thread(_get, sftp, remote, local, at)
+            size = at + 1
+            while at < size:
+                async with self._sftp_turn:
+                    at, size = await self.in_thread(_get_some, sftp, remote, local, at)
+            return size
         events = await self._ask_about(remote, lambda number: build_call("get", number, remote, at))
         data = _joined(events)
         await self.in_thread(write_at, local, at, data)
@@ -199,20 +222,30 @@ def _read(path: str) -> tuple[bytes, int]:
         return file.read(), stat.S_IMODE(os.fstat(file.fileno()).st_mode)
 
 
-def _put(sftp: paramiko.SFTPClient, local: str, remote: str) -> bool:
-    """Bring one file; False: it failed in a way that only the agent can explain."""
+def _put_some(sftp: paramiko.SFTPClient, local: str, remote: str, at: int) -> int | None:
+    """Bring what fits into one turn, from byte `at` on; give where the next one begins, if any."""
     there = os.fsencode(remote)
     part = there + b".xqute-part"
-    try:
-        sftp.put(local, part, confirm=True)
-        sftp.chmod(part, stat.S_IMODE(os.stat(local).st_mode))
-        sftp.posix_rename(part, there)
-    except OSError:
-        return False
-    return True
+    until = at + _TURN_BYTES
+    with open(local, "rb") as source, sftp.open(part, "r+b" if at else "wb") as file:
+        source.seek(at)
+        file.seek(at)
+        file.set_pipelined(True)
+        while at < until and (piece := source.read(_PIECE_BYTES)):
+            file.write(piece)
+            at += len(piece)
+        if at >= until:
+            return at
+        mode = stat.S_IMODE(os.fstat(source.fileno()).st_mode)
+    if sftp.stat(part).st_size != at:
+        raise OSError(f"{remote}: not all of it arrived")
+    sftp.chmod(part, mode)
+    sftp.posix_rename(part, there)
+    return None
 
 
-def _get(sftp: paramiko.SFTPClient, remote: str, local: str, at: int) -> int:
+def _get_some(sftp: paramiko.SFTPClient, remote: str, local: str, at: int) -> tuple[int, int]:
+    """Fetch what fits into one turn, from byte `at` on; give where that ends, and the size."""
     try:
         there = os.fsencode(remote)
         attributes = sftp.stat(there)
@@ -221,15 +254,17 @@ def _get(sftp: paramiko.SFTPClient, remote: str, local: str, at: int) -> int:
         size = attributes.st_size or 0
         if size <= at:
             write_at(local, at, b"")
-            return size
+            return size, size
+        until = min(size, at + _TURN_BYTES)
         with sftp.open(there, "rb", _PIECE_BYTES) as file:
             file.seek(at)
-            file.prefetch(size)
-            while piece := file.read(_PIECE_BYTES):
+            file.prefetch(until)
+            while at < until and (piece := file.read(min(_PIECE_BYTES, until - at))):
                 write_at(local, at, piece)
                 at += len(piece)
     except FileNotFoundError as exc:
         raise FilesError(f"{remote}: {_NO_SUCH_FILE}", missing=True) from exc
     except (OSError, EOFError, paramiko.SSHException) as exc:
         raise FilesError(f"{remote}: {exc}") from exc
-    return at
+    # One that has become shorter meanwhile has ended.
+    return at, size if at == until else at

@@ -62,7 +62,8 @@ async def find_attempts(
     """Give the native ids of those attempts that a server has started.
 
     Those that none has are revoked on each server whose workdir is its own. (In a shared one, who
-    asks can do that.) By then no earlier agent is at work any more that could start one.
+    asks can do that.) By then no earlier agent is at work any more that could start one. Attempts
+    that this driver has sent, and still waits for, must not be among them.
 
     Raises:
         SchedulerError: If a server is away that may have one of them.
@@ -70,11 +71,12 @@ async def find_attempts(
     found: dict[str, int | str] = {}
     if not attempts:
         return found
+    # What is leased from now on, this driver is just sending: it is not lost.
+    leased = {key: attempt for key, attempt in attempts.items() if attempt.is_leased}
     try:
         for host in hosts:
             found |= await _find(host, attempts)
-        lost = [attempt for key, attempt in attempts.items() if key not in found]
-        lost = [attempt for attempt in lost if attempt.is_leased]
+        lost = [attempt for key, attempt in leased.items() if key not in found]
         for host in hosts:
             if lost and host.is_staged and not await _revoke(host, lost):
                 raise SchedulerError(f"ssh: {host.server.address}: one may just be starting")

@@ -300,16 +300,18 @@ class SshScheduler(Scheduler):
         """
         from .recovery import find_attempts, read_key
 
-        ours = {self.submission_key(job): entry for job, entry in self._entries.items()}
+        ours = {(entry.folder, entry.tag): entry for entry in self._entries.values()}
         found: dict[str, int | str] = {}
         attempts = {}
         for key in keys:
-            if key not in ours:
-                attempts[key] = read_key(key, self.local_workdir, str(self.workdir.mounted))
-            elif ours[key].accepted.done():
-                found[key] = ours[key].jid
+            attempt = read_key(key, self.local_workdir, str(self.workdir.mounted))
+            entry = ours.get((attempt.folder, attempt.tag))
+            if entry is None:
+                attempts[key] = attempt
+            elif entry.accepted.done():
+                found[key] = entry.jid
             else:
-                raise SchedulerError(f"ssh: {ours[key]} is on its way")
+                raise SchedulerError(f"ssh: {entry} is on its way")
         return found | await find_attempts((await self._get_fleet()).hosts, attempts)
 
     async def reattach(self, jobs: Sequence[Job]) -> None:

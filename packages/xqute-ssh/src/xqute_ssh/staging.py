@@ -81,7 +81,7 @@ def take_lease(entry: Entry) -> bool:
     """
     path = entry.local("start")
     try:
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        _create(path, b"")
     except FileExistsError:
         with open(path, "rb") as file:
             return not file.read(8).startswith(b"revoked")
@@ -108,18 +108,14 @@ def write_at(path: str, at: int, data: bytes) -> None:
 def mirror_start(entry: Entry) -> None:
     """Say here that it runs, for those who read `job.status`."""
     with suppress(FileExistsError):
-        path = entry.local("status")
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(fd, _RUNNING)
-        finally:
-            os.close(fd)
+        _create(entry.local("status"), _RUNNING)
 
 
 def mirror_end(entry: Entry) -> None:
-    """Write what came with an attempt's end: outputs first, the end claim and what follows last.
+    """Write what came with an attempt's end: outputs first, the end claim last.
 
-    If the end is claimed here already, that word stands.
+    Whoever reads the claim finds all the rest, also if the driver dies in between. If the end is
+    claimed here already, that word stands.
     """
     for name in ("stdout", "stderr", "start"):
         told = entry.told.get(name)
@@ -128,17 +124,28 @@ def mirror_end(entry: Entry) -> None:
             if name not in entry.unfinished:
                 os.truncate(entry.local(name), len(told))
     end = bytes(entry.told.get("end", b""))
+    if not entry.is_home and _mirror_words(entry, end):
+        try:
+            _create(entry.local("end"), end)
+        except FileExistsError:  # just now
+            with open(entry.local("end"), "rb") as file:
+                _mirror_words(entry, file.read())
+
+
+def _mirror_words(entry: Entry, end: bytes) -> bool:
+    """Write exit code and status as an end claim says them; False: it says none."""
     rc, _, rest = end.partition(b" ")
     status = rest.partition(b" ")[0]
-    if not rc or not status:
-        return  # it told no end
+    if rc and status:
+        write_at(entry.local("rc"), 0, rc)
+        os.truncate(entry.local("rc"), len(rc))
+        write_at(entry.local("status"), 0, status)
+    return bool(rc and status)
+
+
+def _create(path: str, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        fd = os.open(entry.local("end"), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileExistsError:
-        return
-    try:
-        os.write(fd, end)
+        os.write(fd, data)
     finally:
         os.close(fd)
-    write_at(entry.local("rc"), 0, rc)
-    write_at(entry.local("status"), 0, status)

@@ -1,0 +1,205 @@
+"""What a job has written in a server's own workdir is home when its end is told."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from xqute import JobOutcome, SpecPath, Xqute, plugin
+from xqute.scheduler import Phase
+from xqute.testing import bash, until
+from xqute_ssh import SshScheduler, staging
+
+#: More than comes with the word of an end.
+MUCH = 20_000
+
+
+class Reads:
+    """Reads the files of each job in the hook of its end."""
+
+    name = "reads"
+
+    def __init__(self):
+        self.files = {}
+
+    async def _read(self, job):
+        names = ("job.stdout", "job.stderr", "job.rc", "job.status")
+        self.files[job.index, job.trial_count] = [(job.metadir / n).read_bytes() for n in names]
+
+    @plugin.impl
+    async def on_job_succeeded(self, scheduler, job):
+        await self._read(job)
+
+    @plugin.impl
+    async def on_job_failed(self, scheduler, job):
+        await self._read(job)
+
+    @plugin.impl
+    async def on_job_killed(self, scheduler, job):
+        await self._read(job)
+
+
+@pytest.fixture
+def unshared(tmp_path):
+    def make(server, **keywords):
+        opts = {
+            "servers": {"box": server.options()},
+            "mounted_workdir": f"{tmp_path}/there",
+            "log_interval": 0.05,
+            "cwd": str(tmp_path),
+        }
+        reads = Reads()
+        plugins = [reads]
+        return reads, Xqute(
+            "ssh", workdir=tmp_path, plugins=plugins, scheduler_opts=opts, **keywords
+        )
+
+    return make
+
+
+def said(index, text=b"x"):
+    return b"%d:" % index + text * MUCH + b"\n"
+
+
+SAYS = f'printf -v s "%{MUCH}s" ""; printf "%s:%s\\n" "$1" "${{s// /x}}"; echo err >&2; '
+
+
+@pytest.mark.concurrency
+@pytest.mark.parametrize("name", ["a", "one"], ids=["two channels", "one channel"])
+async def test_much_of_many_jobs_that_end_together_is_home_at_each_end(servers, unshared, name):
+    reads, xq = unshared(servers[name], forks=16)
+    script = SAYS + 'touch ready.$1; until [[ -e go ]]; do sleep 0.02; done; exit "$1"'
+    async with xq:
+        for index in range(16):
+            await xq.feed(bash(script, str(index)))
+        folder = xq.scheduler.workdir
+        await until(lambda: len(list(folder.glob("ready.*"))) == 16, "all have spoken", 60)
+        (folder / "go").touch()
+    for index in range(16):
+        status = b"7" if index else b"6"
+        assert reads.files[index, 0] == [said(index), b"err\n", b"%d" % index, status]
+
+
+@pytest.mark.concurrency
+async def test_what_was_written_while_the_connection_was_lost_is_home(own_sshd, unshared, tmp_path):
+    server = own_sshd("box")
+    reads, xq = unshared(server, forks=8)
+    script = "touch ready.$1; until [[ -e go ]]; do sleep 0.02; done; " + SAYS + 'exit "$1"'
+    async with xq:
+        for index in range(8):
+            await xq.feed(bash(script, str(index)))
+        await until(lambda: len(list(tmp_path.glob("ready.*"))) == 8, "all run", 60)
+        [host] = xq.scheduler._fleet.hosts
+        server.stop()
+        await until(lambda: host.link is None, "the loss is noticed", 60)
+        (tmp_path / "go").touch()
+        await until(
+            lambda: len(list((tmp_path / "there").glob("*/job.end.*"))) == 8, "all have ended", 60
+        )
+        server.start()
+    for index in range(8):
+        status = b"7" if index else b"6"
+        assert reads.files[index, 0] == [said(index), b"err\n", b"%d" % index, status]
+
+
+@pytest.mark.concurrency
+async def test_a_connection_that_is_lost_in_mid_homing_loses_nothing(own_sshd, unshared, tmp_path):
+    """Again and again, while much is on its way home."""
+    server = own_sshd("box")
+    reads, xq = unshared(server, forks=8)
+    async with xq:
+        for index in range(24):
+            await xq.feed(bash(f'{SAYS}exit "$1"', str(index)))
+        for n in (4, 10, 16):
+            await until(lambda n=n: len(reads.files) >= n, f"{n} have ended", 60)
+            server.cut()
+    for index in range(24):
+        status = b"7" if index else b"6"
+        assert reads.files[index, 0] == [said(index), b"err\n", b"%d" % index, status]
+
+
+@pytest.mark.concurrency
+async def test_what_a_killed_job_has_written_is_home(servers, unshared, tmp_path):
+    reads, xq = unshared(servers["a"], forks=8)
+    says_more = "trap 'echo more; exit 3' TERM; "
+    async with xq:
+        xq.scheduler.kill_grace_s = 0.5
+        jobs = []
+        for index in range(8):
+            trap = says_more if index % 2 else "trap '' TERM; "
+            script = f"{trap}{SAYS}touch ready.$1; while :; do sleep 0.05; done"
+            jobs.append(await xq.feed(bash(script, str(index))))
+        await until(lambda: len(list(tmp_path.glob("ready.*"))) == 8, "all have spoken", 60)
+        await xq.scheduler.kill_running_jobs(jobs)
+    assert {job.outcome for job in jobs} == {JobOutcome.KILLED}
+    for index, job in enumerate(jobs):
+        out, err, rc, status = reads.files[index, 0]
+        assert out == said(index) + (b"more\n" if index % 2 else b"")
+        assert err.startswith(b"err\n")  # and then what bash says of the signal
+        assert int(rc) == job.rc
+        assert status in (b"6", b"7")
+
+
+# --- attempts that are being sent ---------------------------------------------------------------
+
+
+async def test_an_attempt_that_is_being_sent_is_not_taken_for_one_that_was_lost(servers, tmp_path):
+    """Whoever asks for its key at the wrong moment does not have it revoked."""
+    workdir = SpecPath(tmp_path / "here", mounted=f"{tmp_path}/there")
+    scheduler = SshScheduler(workdir, servers={"box": servers["a"].options()})
+    async with scheduler:
+        ended = asyncio.Event()
+        states = []
+
+        def hear(_job, state):
+            states.append(state)
+            if state.phase is not Phase.RUNNING:
+                ended.set()
+
+        scheduler.watch(hear)
+        job = scheduler.create_job(0, bash("echo done; exit 3"))
+        job.clean()
+        [host] = scheduler._fleet.hosts
+        asked, send = [], host.link.send
+        host.link.send = lambda code: (asked.append(code.split()[0]), send(code))
+        question = asyncio.ensure_future(scheduler.find_submitted([scheduler.submission_key(job)]))
+        # Its question is on its way.
+        await until(lambda: asked == ["xq_check"], "it asks the server")
+        job.jid = await scheduler.submit_job(job)
+        await question
+        await asyncio.wait_for(ended.wait(), 60)
+    assert "xq_revoke" not in asked
+    assert (states[-1].phase, states[-1].rc) == (Phase.ENDED, 3)
+    assert job.stdout_file.read_text() == "done\n"
+
+
+async def test_an_end_that_is_home_is_home_with_all_that_belongs_to_it(
+    servers, tmp_path, monkeypatch
+):
+    """A driver that dies while it writes leaves no end claim without exit code and status."""
+    workdir = SpecPath(tmp_path / "here", mounted=f"{tmp_path}/there")
+    options = {"box": servers["a"].options()}
+    create, died = staging._create, []
+
+    def dies(path, data):
+        if "/job.end." in path:
+            died.append({name: job.read_file(f"job.{name}") for name in ("rc", "status", "stdout")})
+            raise OSError(5, "dead")
+        create(path, data)
+
+    monkeypatch.setattr(staging, "_create", dies)
+    async with SshScheduler(workdir, servers=options) as scheduler:
+        job = scheduler.create_job(0, bash("echo done; exit 3"))
+        run_id = scheduler.claim_tag(job).removesuffix("-0")
+        job.clean()
+        job.jid = await scheduler.submit_job(job)
+        await until(lambda: died, "its end is written", 60)
+    monkeypatch.undo()
+    assert died == [{"rc": "3", "status": "7", "stdout": "done\n"}]
+    async with SshScheduler(workdir, servers=options) as scheduler:
+        again = scheduler.create_job(0, bash("echo done; exit 3"))
+        again.jid, again.run_id = job.jid, run_id
+        states = await scheduler.poll_jobs([again])
+        assert (states[again].phase, states[again].rc) == (Phase.ENDED, 3)
+    assert list(job.metadir.glob("job.end.*"))
