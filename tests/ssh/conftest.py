@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,8 @@ _spec.loader.exec_module(sshd_service)
 
 #: What the contract's new drivers, which are processes of their own, are told by.
 VARIABLE = "KIT_SSH_SERVERS"
+
+_numbers = itertools.count()
 
 
 def pytest_collection_modifyitems(items):
@@ -31,45 +35,35 @@ def keys(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def make_sshd(keys):
-    """Make and start a server; all are ended at the end of the session."""
-    started = []
-
-    def make(name, **options):
-        server = sshd_service.Sshd(keys, name, **options)
-        started.append(server)
-        server.start()
-        return server
-
-    yield make
-    for server in started:
-        server.stop()
-
-
-@pytest.fixture(scope="session")
-def servers(make_sshd):
+def servers(keys):
     """Three servers, and one that allows a single channel; nobody may stop these."""
-    made = {name: make_sshd(name) for name in ("a", "b", "c")}
-    made["one"] = make_sshd("one", max_sessions=1)
-    options = {name: server.options() for name, server in made.items()}
-    with pytest.MonkeyPatch.context() as patch:
+    with _starting(keys) as start, pytest.MonkeyPatch.context() as patch:
+        made = {name: start(name) for name in ("a", "b", "c")}
+        made["one"] = start("one", max_sessions=1)
+        options = {name: server.options() for name, server in made.items()}
         patch.setenv(VARIABLE, json.dumps(options))
         yield made
 
 
 @pytest.fixture
 def own_sshd(keys):
-    """Make and start a server of this test's own, ended with it."""
+    """Start a server of this test's own, ended with it."""
+    with _starting(keys) as start:
+        yield lambda name, **options: start(f"own-{name}-{next(_numbers)}", **options)
+
+
+@contextmanager
+def _starting(keys):
     started = []
 
-    def make(name, **options):
-        server = sshd_service.Sshd(
-            keys, f"own-{name}-{len(list(keys.folder.iterdir()))}", **options
-        )
+    def start(name, **options):
+        server = sshd_service.Sshd(keys, name, **options)
         started.append(server)
         server.start()
         return server
 
-    yield make
-    for server in started:
-        server.stop()
+    try:
+        yield start
+    finally:
+        for server in started:
+            server.stop()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import socket
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -269,17 +271,49 @@ def test_no_bash_on_the_other_side(own_sshd, refused, command, words):
 
 
 def test_jobs_inherit_nothing_of_the_agents(servers, tmp_path):
+    """Nor of the shells beside the one that starts them."""
     script = 'echo "${LC_ALL-unset}" "$(umask)" "$(set | grep -c ^xq_)"'
+    meet = f"mkdir {tmp_path}/$1; until [[ -e {tmp_path}/a && -e {tmp_path}/b ]]; do :; done; "
     commands = [
-        ["grep", "-E", "^Sig(Ign|Blk)", "/proc/self/status"],
-        ["ls", "/proc/self/fd"],
+        ["bash", "-c", f"{meet} exec grep -E '^Sig(Ign|Blk)' /proc/self/status", "bash", "a"],
+        ["bash", "-c", f"{meet} exec ls /proc/self/fd", "bash", "b"],
         ["bash", "-c", script],
     ]
-    jobs = ssh(tmp_path / "w", {"box": servers["a"].options()}, commands)
+    jobs = run(
+        commands,
+        scheduler="ssh",
+        workdir=tmp_path / "w",
+        forks=2,
+        scheduler_opts={"servers": {"box": servers["a"].options()}},
+    )
     signals, descriptors, shell = [job.stdout_file.read_text() for job in jobs]
     assert [line.split()[1] for line in signals.splitlines()] == ["0" * 16] * 2
     assert descriptors.split() == ["0", "1", "2", "3"], "the last is that of ls"
     assert shell == "unset 0022 0\n"
+
+
+def test_the_library_beneath_says_nothing_by_itself(tmp_path):
+    """It logs tracebacks of what is told as one error here."""
+    script = """
+import socket, threading, sys, xqute
+with socket.create_server(("127.0.0.1", 0)) as sock:
+    def speak():
+        while True:
+            connection, _ = sock.accept()
+            connection.sendall(b"220 mail\\r\\n" * 300)
+            connection.close()
+    threading.Thread(target=speak, daemon=True).start()
+    options = {"host": "127.0.0.1", "port": sock.getsockname()[1], "user": "me"}
+    try:
+        opts = {"servers": {"box": options}}
+        xqute.run(["true"], scheduler="ssh", workdir=sys.argv[1], scheduler_opts=opts)
+    except xqute.SchedulerError:
+        print("refused")
+"""
+    argv = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert done.stdout == "refused\n"
+    assert "Traceback" not in done.stderr
 
 
 async def test_a_server_that_is_away_at_the_start_joins_later(servers, own_sshd, tmp_path):

@@ -16,7 +16,10 @@ from pathlib import Path
 import pytest
 
 from xqute import JobCause, JobOutcome, JobStatus, Xqute
+from xqute.scheduler import Phase
 from xqute.testing import bash, until
+from xqute_ssh import SshScheduler
+from xqute_ssh.commands import build_call
 
 #: Says that it runs, waits for a file, says so again, and ends.
 WAITS = 'echo run >>runs.$XQUTE_JOB_INDEX; until [[ -e go ]]; do sleep 0.02; done; exit "$1"'
@@ -106,8 +109,8 @@ async def test_a_start_that_was_not_acknowledged_waits_for_its_server_and_runs_o
 
 async def test_an_agent_that_answers_no_more_is_replaced(box, monkeypatch):
     """Also where no packet is missing: behind a proxy, or stopped."""
-    monkeypatch.setattr("xqute_ssh.host._PULSE_INTERVAL_S", 0.1)
-    monkeypatch.setattr("xqute_ssh.host._PULSE_TIMEOUT_S", 3.0)
+    monkeypatch.setattr("xqute_ssh.connection._PULSE_INTERVAL_S", 0.1)
+    monkeypatch.setattr("xqute_ssh.connection._PULSE_TIMEOUT_S", 3.0)
     async with box.xqute() as xq:
         jobs = await box.feed_running(xq, 2)
         old, agent = link_of(xq), agent_of(box)
@@ -241,7 +244,7 @@ async def test_slots_are_kept_and_the_least_loaded_server_comes_first(servers, t
             for _ in range(6)
         ]
         await until(lambda: sum(job.status is JobStatus.RUNNING for job in jobs) == 4, "full", 60)
-        assert {host.server.name: host.load for host in hosts} == names
+        assert {host.server.name: host.places.load for host in hosts} == names
         (tmp_path / "go").touch()
     assert {job.outcome for job in xq.jobs} == {JobOutcome.SUCCEEDED}
 
@@ -273,25 +276,72 @@ async def test_one_session_carries_everything(own_sshd, tmp_path):
     assert [job.rc for job in xq.jobs] == [number % 3 for number in range(40)]
 
 
-async def test_a_hundred_jobs_are_killed_in_one_round_trip(own_sshd, tmp_path):
-    box = Box(own_sshd("box"), tmp_path / "box")
+async def test_a_hundred_jobs_are_killed_in_one_round_trip_per_server(
+    servers, tmp_path, monkeypatch
+):
+    """Where none is so young that its shell may have missed the first TERM."""
+    monkeypatch.setattr("xqute_ssh.killing._YOUNG_S", 0.0)
     asked = []
-    async with box.xqute(forks=100) as xq:
-        jobs = [await xq.feed(["sleep", "54321"]) for _ in range(100)]
-        await until(lambda: all(job.status is JobStatus.RUNNING for job in jobs), "all run", 90)
-        [host] = xq.scheduler._fleet.hosts
-        send = host.link.send
-
-        def watched(code):
-            asked.append(code.split()[0])
-            send(code)
-
-        host.link.send = watched
+    options = {name: servers[name].options() for name in ("a", "b")}
+    async with Xqute("ssh", workdir=tmp_path, forks=100, scheduler_opts={"servers": options}) as xq:
+        xq.scheduler.kill_grace_s = 30.0
+        script = "trap 'exit 3' TERM; echo ready; while :; do sleep 54321 & wait; done"
+        jobs = [await xq.feed(bash(script)) for _ in range(100)]
+        await until(lambda: all(_says(job, "ready\n") for job in jobs), "all are ready", 90)
+        assert len(sleepers("54321")) == 100
+        for host in xq.scheduler._fleet.hosts:
+            assert host.places.load == 50
+            _watch(host, asked)
         await xq.scheduler.kill_running_jobs(jobs)
     assert {job.outcome for job in jobs} == {JobOutcome.KILLED}
-    # However many they are. The young ones get a second TERM, on a busy machine in two parts.
-    assert asked.count("xq_kill") <= 3
+    assert asked.count(("a", "xq_kill")) == asked.count(("b", "xq_kill")) == 1
     assert not sleepers("54321")
+
+
+def _says(job, text):
+    return job.stdout_file.exists() and job.stdout_file.read_text() == text
+
+
+def _watch(host, asked):
+    send = host.link.send
+
+    def watched(code):
+        asked.append((host.server.name, code.split()[0]))
+        send(code)
+
+    host.link.send = watched
+
+
+async def test_a_process_number_that_is_used_again_is_nobodys_job(servers, tmp_path):
+    """Neither a stranger's process, nor one that has ended and was not waited for."""
+    stranger = subprocess.Popen(["sleep", "60"])  # noqa: ASYNC220  # it blocks nobody
+    zombie = subprocess.Popen(["true"])  # noqa: ASYNC220
+    try:
+        stat = Path(f"/proc/{zombie.pid}/stat")
+        await until(lambda: stat.read_text().rpartition(") ")[2][0] == "Z", "it has ended")
+        ticks = stat.read_text().rpartition(") ")[2].split()[19]
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        async with SshScheduler(tmp_path, servers={"box": servers["a"].options()}) as scheduler:
+            jobs = []
+            for index, (pid, began) in enumerate(((stranger.pid, "1"), (zombie.pid, ticks))):
+                job = scheduler.create_job(index, "true")
+                (job.metadir / f"job.start.{scheduler.claim_tag(job)}").write_text(
+                    f"box {boot} {pid} {began} -\n"
+                )
+                job.jid = f"{pid}@{scheduler._fleet.hosts[0].server.address}"
+                jobs.append(job)
+            states = await scheduler.poll_jobs(jobs)
+            assert {state.phase for state in states.values()} == {Phase.GONE}
+            for force in (False, True):
+                await scheduler.kill_jobs(jobs, force=force)
+            [host] = scheduler._fleet.hosts
+            # Also if somebody takes it for one.
+            await host.connection.ask(lambda n: build_call("kill", n, "KILL", stranger.pid, "1"))
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+        zombie.wait()
 
 
 def sleepers(word):

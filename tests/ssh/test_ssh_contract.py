@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sys
 from typing import ClassVar
 
 import pytest
 
 from xqute import SpecPath
-from xqute.testing import SchedulerContract, bash, overrides_contract
+from xqute.testing import SchedulerContract, bash, overrides_contract, run_chaos
 from xqute_ssh import SshScheduler
 
 
@@ -102,3 +103,16 @@ class TestUnshared(TestShared):
         here = {name: (job.metadir / name).read_bytes() for name in ("job.rc", "job.status")}
         assert here == {"job.rc": b"7", "job.status": b"7"}
         assert job.stdout_file.read_bytes() == b"done\n"
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("contract", [TestThreeServers, TestUnshared])
+def test_drivers_that_are_killed_lose_and_double_nothing(
+    servers, tmp_path, seed, request, capsys, contract
+):
+    """A sample; `--kills=40` kills 20 at random and 5 at each edge."""
+    kills = request.config.option.kills // 2
+    report = run_chaos(contract(), tmp_path, kills=kills, hits=max(1, kills // 4), seed=seed)
+    with capsys.disabled():
+        sys.stdout.write(f"\n{contract.__name__}, {report}\n")
+    report.check()

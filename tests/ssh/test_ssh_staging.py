@@ -69,6 +69,20 @@ async def test_an_output_that_is_missing_fails_a_job_that_says_it_succeeded(unsh
     assert (fails.outcome, fails.rc, fails.cause) == (JobOutcome.FAILED, 7, JobCause.EXIT_CODE)
 
 
+async def test_what_is_there_already_is_replaced_on_both_sides(unshared, tmp_path, monkeypatch):
+    """And where there is nothing to fetch, nothing is made."""
+    monkeypatch.chdir(tmp_path)
+    for folder in (tmp_path / "there" / "0", tmp_path):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "in").write_text("what an earlier run has left, and long")
+        (folder / "out").write_text("what an earlier run has left, and long")
+    (tmp_path / "in").write_text("new")
+    async with unshared() as xq:
+        await xq.feed(bash("cat in >out; echo d >>out"), inputs=["in"], outputs=["out", "none"])
+    assert (tmp_path / "out").read_text() == "newd\n"
+    assert not list(tmp_path.glob("none*"))
+
+
 async def test_an_input_that_is_missing_fails_the_submission(unshared, tmp_path):
     async with unshared() as xq:
         job = await xq.feed(bash("echo ran"), inputs=[tmp_path / "none"])

@@ -2,12 +2,12 @@
 # The far end of one connection: starts jobs, ends them, and tells what becomes of them. It needs bash >= 4.2, `setsid` and
 # `mkdir`; `dd`, `mv`, `chmod` and `rm` where files are brought and fetched.
 #
-# Commands come on stdin: eight digits, a length, and so many bytes of code, a call of a function below. Events leave on
-# stdout, one line in one write, so that the shells that write them need no lock: `@<length> <kind> <number> <words>`. A line
+# Commands come on stdin: eight digits, a length, and so many bytes of code, a call of a function below; if it begins with
+# `>LANE `, the shell of that lane runs it, which is started when it is first needed. Events leave on stdout, one line in one write, so that the shells that write them need no lock: `@<length> <kind> <number> <words>`. A line
 # is at most 512 bytes, and nothing else is ever written there. The number is the caller's, of a job or a question.
 #
-# Each job is started by a shell of its own that waits for it. It holds this connection's stdout, the job does not: a job has
-# its own session and no stream of ours, and outlives all of this. What is true of a job is in its claims (`job.start.<tag>`,
+# Each job is started by the shell of a lane, which waits for it; the caller sends it no other before it has told that end. It
+# holds this connection's stdout, the job does not: a job has its own session and no stream of ours, and outlives all of this. What is true of a job is in its claims (`job.start.<tag>`,
 # `job.end.<tag>`); a shell's word is only sooner.
 
 # shellcheck disable=SC2317,SC2329  # what is called, comes on stdin
@@ -137,13 +137,12 @@ xq_start() { # NUMBER DIR TAG SCRIPT [TEXT]
         xq_say "failed $number $script is not to be seen here"
         return
     fi
-    { xq_run "$@"; } </dev/null &
+    xq_run "$@"
 }
 xq_write() { printf '%s' "$2" >"$1"; }
 
-xq_run() { # as xq_start, in a shell of its own
+xq_run() { # as xq_start
     local number=$1 dir=$2 tag=$3 script=$4 staged=${5+1} pid rc
-    trap '' PIPE
     if [[ ! -e $dir/job.start.$tag ]]; then
         {
             trap - PIPE
@@ -151,7 +150,7 @@ xq_run() { # as xq_start, in a shell of its own
             if [[ $xq_lc_all ]]; then LC_ALL=$xq_lc_all; else unset LC_ALL; fi
             [[ ! $staged ]] || cd -- "$dir" || exit 125
             exec setsid "$BASH" -p "$script"
-        } >/dev/null &
+        } </dev/null >/dev/null &
         pid=$!
         xq_stat=()
         xq_read_stat "$pid"
@@ -172,11 +171,10 @@ xq_run() { # as xq_start, in a shell of its own
 }
 
 # Tell the end of jobs that an earlier connection started: NUMBER DIR TAG PID TICKS STAGED, for each.
-xq_adopt() { { xq_attend "$@"; } </dev/null & }
+xq_adopt() { { xq_close_lanes; xq_attend "$@"; } </dev/null & }
 
 xq_attend() {
     local left never
-    trap '' PIPE
     exec {never}<> <(:)
     while [[ $# -gt 0 ]]; do
         left=()
@@ -199,6 +197,7 @@ xq_attend() {
         kill -0 $$ || exit
         [[ $# == 0 ]] || read -r -t 0.1 -u "$never"
     done
+    exec {never}>&-
 }
 
 # The end of a job, KIND and WORDS; where files are not shared, what is in them first. Each line names the shell that says it:
@@ -299,9 +298,8 @@ xq_send() { # NUMBER NAME PATH PIECES
 }
 
 # Send a file from OFFSET on, in the background.
-xq_get() { { xq_get_file "$@"; } & }
+xq_get() { { xq_close_lanes; xq_get_file "$@"; } & }
 xq_get_file() { # NUMBER PATH OFFSET
-    trap '' PIPE
     xq_open "$2" || { xq_refuse "$1" xq_open "$2"; return; }
     {
         (($3 == 0)) || dd bs=1 count=0 skip="$3"
@@ -331,7 +329,7 @@ xq_do() { # NUMBER COMMAND ...
 # Name the files under $2, and their modes are nobody's business here: `data` of NUL-ended names, relative to it.
 xq_list() { # NUMBER FOLDER
     {
-        trap '' PIPE
+        xq_close_lanes
         shopt -s globstar dotglob
         cd -- "$2" || { xq_refuse "$1" cd -- "$2"; exit; }
         for name in **; do [[ ! -f $name ]] || printf '%s\0' "$name"; done > >(xq_encode "$1" - 0; xq_say "done $1")
@@ -417,10 +415,36 @@ xq_in_charge() {
 
 xq_serve() {
     local length code
-    xq_epoch=''
     while IFS= read -r -N 8 length && IFS= read -r -N "$((10#$length))" code; do
-        xq_in_charge || exit
-        eval "$code"
+        if [[ $code == '>'* ]]; then
+            code=${code:1}
+            xq_pass "${code%% *}" "${code#* }"
+        else
+            xq_in_charge || exit
+            eval "$code"
+        fi
     done
 }
+
+# Have the shell of lane $1 run $2.
+xq_pass() {
+    local lane
+    if [[ ! ${xq_lanes[$1]-} ]] || ! xq_hand_over "${xq_lanes[$1]}" "$2"; then
+        exec {lane}> >(xq_close_lanes; xq_serve)
+        xq_lanes[$1]=$lane
+        xq_hand_over "$lane" "$2"
+    fi
+}
+xq_hand_over() { printf '%08d%s' "${#2}" "$2" >&"$1"; }
+
+# For shells beside this one: they, and jobs, hold no end of a pipe to another.
+xq_close_lanes() {
+    local lane
+    for lane in "${xq_lanes[@]}"; do exec {lane}>&-; done
+    xq_lanes=()
+}
+
+xq_lanes=()
+xq_epoch=''
+trap '' PIPE
 xq_serve

@@ -8,7 +8,15 @@ from collections.abc import Callable, Iterator
 from functools import cache, partial
 from importlib import resources
 
-__all__ = ["build_agent", "build_bootstrap", "build_call", "build_frame", "build_puts", "quote"]
+__all__ = [
+    "build_agent",
+    "build_bootstrap",
+    "build_call",
+    "build_frame",
+    "build_pass",
+    "build_puts",
+    "quote",
+]
 
 _NEEDS_OCTAL = re.compile(rb"[^\t\n -&(-\[\]-~]")
 #: In a format of `printf`, that is: also what means something there.
@@ -38,6 +46,11 @@ def _octal(match: re.Match[bytes]) -> bytes:
 def build_call(function: str, *words: object) -> str:
     """Give the call of a function of the agent."""
     return " ".join([f"xq_{function}", *(quote(str(word)) for word in words)])
+
+
+def build_pass(lane: int, code: str) -> str:
+    """Give what has the agent's shell of that number run a piece of code."""
+    return f">{lane} {code}"
 
 
 def build_frame(code: str) -> bytes:

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 from xqute import Job, Resources
 from xqute.errors import ConfigError, SchedulerError
-from xqute.machine import Holding
 
 from .access import AccessError, Configuration
 from .host import Host, Report
@@ -99,8 +98,10 @@ class Fleet:
 
     async def _wait_for_one(self) -> None:
         while not any(host.is_usable for host in self.hosts):
-            if all(host.trouble is not None for host in self.hosts):
-                words = "\n".join(f"  {host.server.name}: {host.trouble}" for host in self.hosts)
+            if all(host.connection.trouble is not None for host in self.hosts):
+                words = "\n".join(
+                    f"  {host.server.name}: {host.connection.trouble}" for host in self.hosts
+                )
                 raise SchedulerError(f"ssh: no server can be used:\n{words}")
             self._room.clear()
             await self._room.wait()
@@ -121,14 +122,14 @@ class Fleet:
 
     def _fullness(self, host: Host, forks: int) -> float:
         """How full a server is: 1 if it can take no more."""
-        return host.load / (host.server.slots or -(-forks // len(self.hosts)))
+        return host.places.load / (host.server.slots or -(-forks // len(self.hosts)))
 
     async def acquire(
         self, job: Job, wanted: Resources | None, forks: int, within_s: float
     ) -> Host:
         """Wait for a place and take it, on the server that is least full.
 
-        It is given back by `Host.free_place`.
+        It is given back by `Places.free`.
 
         Args:
             job: For whom; it is told its graphics processors.
@@ -144,12 +145,12 @@ class Fleet:
         until_s = loop.time() + within_s
         while True:
             usable = [host for host in self.hosts if host.is_usable]
-            ready = [host for host in usable if not host.is_busy]
+            ready = [host for host in usable if not host.places.is_busy]
             free = [host for host in ready if self._fullness(host, forks) < 1]
             fitting = [host for host in free if host.try_fit(wanted) is not None]
             if fitting:
                 host = min(fitting, key=lambda host: self._fullness(host, forks))
-                self._take(host, job, wanted)
+                host.places.take(job, wanted, host.try_fit(wanted) or ())
                 return host
             if wanted is not None:
                 self._check_possible(wanted)
@@ -164,19 +165,13 @@ class Fleet:
             except TimeoutError:
                 continue
 
-    @staticmethod
-    def _take(host: Host, job: Job, wanted: Resources | None) -> None:
-        host.load += 1
-        host.n_starting += 1
-        if wanted is not None:
-            job.gpus = host.try_fit(wanted) or ()
-            host.held[job] = Holding(wanted, job.gpus)
-
     def _check_possible(self, wanted: Resources) -> None:
         machines = [host.machine for host in self.hosts]
         if not any(machine is None or machine.fit(wanted, ()) is not None for machine in machines):
             raise ConfigError(f"no server has as much as is asked for: {wanted}")
 
     def _troubles(self) -> str:
-        troubles = [str(host.trouble or f"{host.server.name}: set aside") for host in self.hosts]
+        troubles = [
+            str(host.connection.trouble or f"{host.server.name}: set aside") for host in self.hosts
+        ]
         return f"no server can be used now: {'; '.join(troubles)}"

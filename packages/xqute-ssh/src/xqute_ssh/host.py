@@ -1,43 +1,35 @@
-"""One server over time: its connection, made anew when it is lost, and the attempts that it has."""
+"""The attempts that one server has, from the moment they are sent until their ends are told."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import random
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
-from functools import partial
-from typing import Any
 
 from xqute import Job, JobCause, Resources, logger
-from xqute.machine import Holding, Machine
+from xqute.machine import Machine
 from xqute.scheduler import BackendState, Phase
 
-from .access import AccessError, Configuration
-from .commands import build_call
+from .access import Configuration
+from .commands import build_call, build_pass
+from .connection import Connection
 from .entry import Entry
-from .files import Files, FilesError
+from .files import FilesError
 from .homing import fetch_all, follow
 from .killing import Killing, left_processes
 from .link import Link, LinkError, Setup
 from .options import Server
-from .parse import Event, Greeting
+from .parse import Event
+from .places import Lanes, Places
 from .staging import Transfer, mirror_start, return_lease, take_lease
 
 __all__ = ["Host", "RefusedError"]
 
-#: Starts that are on their way and not acknowledged, at the most.
-_MOST_UNACKNOWLEDGED = 16
-_FIRST_RETRY_S, _LAST_RETRY_S = 0.5, 30.0
-#: Until a server is tried again where that is not likely to help.
-_LASTING_RETRY_S = 60.0
 #: How many running jobs' outputs are looked at in one go.
 _MOST_FOLLOWED = 64
-_CLOCK_OFF_S = 5.0
-#: Between two questions whether anybody is there, and until that is answered at the latest.
-_PULSE_INTERVAL_S, _PULSE_TIMEOUT_S = 15.0, 60.0
 #: How long an end may go untold until it is asked for.
 _UNTOLD_S = 5.0
 
@@ -58,7 +50,7 @@ class RefusedError(Exception):
 
 
 class Host:
-    """A server and what is known of it; used on one event loop.
+    """A server and the attempts that it has; used on one event loop.
 
     Args:
         server: The server, complete.
@@ -71,12 +63,11 @@ class Host:
         log_interval_s: Seconds between two looks at the outputs of running jobs.
 
     Attributes:
-        load: How many places are taken.
-        n_starting: How many of them by jobs that are on their way.
-        held: What jobs hold that are said to need something.
-        link: The connection; None: there is none.
-        trouble: Why not.
-        tried: Set once it is known whether it can be reached.
+        server: The server.
+        connection: The connection to it.
+        places: Who has a place on it.
+        entries: The attempts, by number.
+        killing: What ends them.
     """
 
     def __init__(
@@ -92,239 +83,87 @@ class Host:
         log_interval_s: float,
     ) -> None:
         self.server = server
-        self.load = 0
-        self.n_starting = 0
-        self.held: dict[Job, Holding] = {}
-        self.link: Link | None = None
-        self.files: Files | None = None
-        self.trouble: AccessError | None = None
-        self.tried = asyncio.Event()
-        self._back = asyncio.Event()
+        self.connection = Connection(
+            server,
+            self,
+            configuration=configuration,
+            executor=executor,
+            gate=gate,
+            build_setup=build_setup,
+        )
+        self.places = Places(server.name, changed)
         self.entries: dict[int, Entry] = {}
-        self._configuration = configuration
-        self._executor = executor
-        self._gate = gate
-        self._build_setup = build_setup
+        self.killing = Killing(self)
+        self.on_change = changed
         self._report = report
-        self._changed = changed
         self._log_interval_s = log_interval_s
         self._loop = asyncio.get_running_loop()
-        self._numbers = itertools.count(1)
-        self._questions: dict[int, tuple[asyncio.Future[list[Event]], list[Event]]] = {}
-        self._lost: asyncio.Future[str] | None = None
-        self._last: Greeting | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._n_refusals = 0
-        self._aside_until_s = 0.0
-        self.killing = Killing(self)
+        self._lanes = Lanes()
 
     def __repr__(self) -> str:
-        here = "there" if self.link is not None else f"away: {self.trouble}"
-        return f"<Host {self.server.address}: {here}, {self.load} jobs>"
+        here = "there" if self.link is not None else f"away: {self.connection.trouble}"
+        return f"<Host {self.server.address}: {here}, {self.places.load} jobs>"
+
+    @property
+    def link(self) -> Link | None:
+        """The connection that there is just now."""
+        return self.connection.link
 
     @property
     def is_usable(self) -> bool:
         """Whether jobs may be sent there now."""
-        return self.link is not None and self._loop.time() >= self._aside_until_s
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether as many jobs are on their way there as may be."""
-        return self.n_starting >= _MOST_UNACKNOWLEDGED
+        return self.link is not None and not self.places.is_aside
 
     @property
     def is_staged(self) -> bool:
         """Whether its jobs have a workdir of their own there; as its last greeting said."""
-        return self._last is not None and not self._last.shared
-
-    def try_fit(self, wanted: Resources | None) -> tuple[str, ...] | None:
-        """Give the graphics processors that a job would get; None: there is no room for it."""
-        if wanted is None:
-            return ()
-        return self.machine.fit(wanted, self.held.values()) if self.machine is not None else None
+        return self.connection.greeting is not None and not self.connection.greeting.shared
 
     @property
     def machine(self) -> Machine | None:
         """What it has for jobs, as its last greeting said."""
-        return None if self._last is None else self._last.machine
+        return None if self.connection.greeting is None else self.connection.greeting.machine
+
+    def try_fit(self, wanted: Resources | None) -> tuple[str, ...] | None:
+        """Give the graphics processors that a job would get; None: there is no room for it."""
+        return self.places.try_fit(wanted, self.machine)
 
     # --- the connection ------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Keep a connection, until cancelled."""
-        n_failures = 0
-        while True:
-            began_s = self._loop.time()
-            lasting = False
-            try:
-                await self._attend(await self._open())
-            except Exception as exc:  # noqa: BLE001  # whatever it is, the others can be used
-                trouble = exc if isinstance(exc, AccessError) else _as_trouble(self.server, exc)
-                self._note_trouble(trouble)
-                lasting = trouble.lasting
-            if self._loop.time() - began_s > _LAST_RETRY_S:
-                n_failures = 0  # it worked for a while, or took its time to fail
-            wait_s = min(_FIRST_RETRY_S * 2.0 ** min(n_failures, 20), _LAST_RETRY_S)
-            if lasting:
-                wait_s = _LASTING_RETRY_S
-            n_failures += 1
-            await asyncio.sleep(wait_s * random.uniform(0.75, 1.25))  # noqa: S311  # jitter
-
-    async def _open(self) -> Link:
-        async with self._gate:
-            setup = self._build_setup(self.server)
-            opening = self._loop.run_in_executor(
-                self._executor, Link.open, self.server, self._configuration, setup
-            )
-            try:
-                return await asyncio.shield(opening)
-            except asyncio.CancelledError:
-                opening.add_done_callback(_close_unwanted)
-                raise
-
-    def _note_trouble(self, exc: AccessError) -> None:
-        if str(exc) != str(self.trouble):
-            logger.warning("ssh: server %r cannot be used: %s", self.server.name, exc)
-        self.trouble = exc
-        self.tried.set()
-        self._changed()
-
-    async def _attend(self, link: Link) -> None:
-        """Work over a connection until it is lost; ends by itself only then."""
-        self._lost = self._loop.create_future()
-        link.attend(
-            partial(self._call_soon, self._on_events, link),
-            partial(self._call_soon, self._on_lost, link),
-        )
-        self._greet(link.greeting, link.clock_ahead_s)
-        self.link = link
-        self.files = Files(link, self._executor, self.ask)
-        self.trouble = None
-        self._n_refusals, self._aside_until_s = 0, 0.0
-        stops = [self.spawn(self._feel_pulse(self._lost))]
-        if self.is_staged:
-            stops.append(self.spawn(self._follow()))
+        """Keep a connection, and bring the outputs of running jobs up to date, until cancelled."""
+        stop_following = self.connection.spawn(self._follow())
         try:
-            self._resume()
-            self._back.set()
-            self.tried.set()
-            self._changed()
-            why = await self._lost
-            self.trouble = AccessError(f"{self.server.address}: {why}", lasting=False)
-            n_jobs = len(self.entries)
-            logger.warning("ssh: server %r: %s; %d jobs wait for it", self.server.name, why, n_jobs)
+            await self.connection.run()
         finally:
-            self.link = self.files = None
-            self._back.clear()
-            for stop in stops:
-                stop()
-            questions, self._questions = self._questions, {}
-            for future, _ in questions.values():
-                if not future.done():
-                    future.set_exception(LinkError("the connection was lost"))
-            await asyncio.shield(self._loop.run_in_executor(self._executor, link.close))
+            stop_following()
 
-    async def _feel_pulse(self, lost: asyncio.Future[str]) -> None:
-        """Ask now and then for an answer, whatever it goes through; without one, it is lost."""
-        while True:
-            await asyncio.sleep(_PULSE_INTERVAL_S)
-            try:
-                async with asyncio.timeout(_PULSE_TIMEOUT_S):
-                    await self.check([])
-            except TimeoutError:
-                if not lost.done():
-                    lost.set_result(f"no answer within {_PULSE_TIMEOUT_S:g} s")
-            except LinkError:
-                return
+    async def close(self) -> None:
+        """End what is under way for its jobs' files."""
+        await self.connection.close()
 
-    def _call_soon(self, callback: Callable[..., None], *args: Any) -> None:
-        """Have something done on the event loop; called from threads."""
-        with suppress(RuntimeError):  # the loop has ended, and nobody waits any more
-            self._loop.call_soon_threadsafe(callback, *args)
-
-    def _on_lost(self, link: Link, why: str) -> None:
-        if link is self.link and self._lost is not None and not self._lost.done():
-            self._lost.set_result(why)
-
-    def _greet(self, greeting: Greeting, clock_ahead_s: float) -> None:
-        last, self._last = self._last, greeting
-        name = self.server.name
-        if last is not None and last.boot_id != greeting.boot_id:
-            logger.warning("ssh: server %r has been started anew", name)
-        if abs(clock_ahead_s) > _CLOCK_OFF_S:
-            logger.warning("ssh: the clock of server %r is %+.1f s off", name, clock_ahead_s)
-        if greeting.kills_at_logout and last is None:
-            logger.warning(
-                "ssh: server %r kills what users leave running when they log out "
-                "(KillUserProcesses): its jobs end with the connection. `loginctl enable-linger` "
-                "there prevents that",
-                name,
-            )
-        logger.debug("ssh: server %r greets: %s", name, greeting)
-
-    def _resume(self) -> None:
+    def on_open(self) -> None:
         """Take up what an earlier connection has left: ask about each attempt, or send it again."""
+        self.places.forget_refusals()
+        self._lanes = Lanes()
         adopted: list[object] = []
         for entry in self.entries.values():
             entry.forget_pieces()
-            if entry.accepted.done() and not entry.is_over:
-                adopted += (entry.number, *entry.identity, "1" if entry.staged else "")
-            elif not entry.accepted.done():
+            if not entry.accepted.done():
                 self._send_start(entry)
+            elif not entry.is_over:
+                adopted += (entry.number, *_adoption(entry))
         if adopted:
-            self._send("adopt", *adopted)
+            self.connection.send(build_call("adopt", *adopted))
         if any(entry.due_signal for entry in self.entries.values()):
-            self.spawn(self.killing.send())
+            self.connection.spawn(self.killing.send())
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> Callable[[], object]:
-        """Have something done beside; give what cancels it."""
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._on_task_done)
-        return task.cancel
-
-    def _on_task_done(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            logger.error("ssh: server %r", self.server.name, exc_info=task.exception())
-
-    async def close(self) -> None:
-        """End what is under way for its jobs' files; the connection ends with `run`."""
-        for task in list(self._tasks):
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(list(self._tasks))
+    def on_lost(self, why: str) -> None:
+        """Say how many jobs wait for the next one."""
+        n_jobs, name = len(self.entries), self.server.name
+        logger.warning("ssh: server %r: %s; %d jobs wait for it", name, why, n_jobs)
 
     # --- questions -----------------------------------------------------------------------------
-
-    def _send(self, function: str, *words: object) -> None:
-        if self.link is None:
-            raise LinkError(f"{self.server.address} is away")
-        self.link.send(build_call(function, *words))
-
-    def next_number(self) -> int:
-        """Give a number for a job or a question."""
-        return next(self._numbers)
-
-    async def ask(self, build: Callable[[int], str]) -> list[Event]:
-        """Ask the agent; give what it says, the last word being `done` or `failed`.
-
-        Args:
-            build: Gives the code, from the question's number.
-
-        Raises:
-            LinkError: If there is no connection, or it is lost.
-        """
-        if self.link is None:
-            raise LinkError(f"{self.server.address} is away")
-        number = self.next_number()
-        future: asyncio.Future[list[Event]] = self._loop.create_future()
-        self._questions[number] = (future, [])
-        self.link.send(build(number))
-        try:
-            return await future
-        finally:
-            self._questions.pop(number, None)
 
     async def check(self, identities: Sequence[tuple[str, str, str, str]]) -> list[list[str]]:
         """Ask what is true of attempts: for each the agent's words, "running", "ended", ...
@@ -334,9 +173,9 @@ class Host:
         Raises:
             LinkError: If there is no connection, or it is lost.
         """
-        await self.tried.wait()
+        await self.connection.tried.wait()
         words = itertools.chain.from_iterable(identities)
-        events = await self.ask(lambda number: build_call("check", number, *words))
+        events = await self.connection.ask(lambda number: build_call("check", number, *words))
         return [event.words[1:] for event in events if event.kind == "state"]
 
     async def revoke(self, attempts: Iterable[tuple[str, str]]) -> bool:
@@ -346,7 +185,7 @@ class Host:
             LinkError: If there is no connection, or it is lost.
         """
         words = itertools.chain.from_iterable(attempts)
-        events = await self.ask(lambda number: build_call("revoke", number, *words))
+        events = await self.connection.ask(lambda number: build_call("revoke", number, *words))
         return events[-1].kind == "done"
 
     # --- attempts ------------------------------------------------------------------------------
@@ -375,7 +214,7 @@ class Host:
             return await asyncio.shield(entry.accepted)
         finally:
             if not entry.was_sent:
-                self.free_place(entry.job)
+                self.places.free(entry.job)
 
     def give_up(self, entry: Entry, why: str) -> None:
         """An attempt that was sent, and not acknowledged, is lost: wait for it no longer."""
@@ -391,20 +230,21 @@ class Host:
             FilesError: If that cannot be done.
             LinkError: If there is no connection, or it is lost.
         """
-        if self.files is None:
+        if self.connection.files is None:
             raise LinkError(f"{self.server.address} is away")
-        await self.files.bring(transfer)
+        await self.connection.files.bring(transfer)
 
     def _send_start(self, entry: Entry) -> None:
         words = (entry.number, entry.folder, entry.tag, entry.remote_script)
         staged = (entry.script or "",) if entry.staged else ()
-        self._send("start", *words, *staged)
+        lane = self._lanes.take(entry)
+        self.connection.send(build_pass(lane, build_call("start", *words, *staged)))
 
     def adopt(self, entry: Entry) -> None:
         """Have the agent tell the end of an attempt that another driver has started."""
         entry.accepted.set_result(entry.jid)
         self.entries[entry.number] = entry
-        self.load += 1
+        self.places.take_running()
         self.attend(entry)
 
     def miss(self, entry: Entry) -> None:
@@ -418,25 +258,17 @@ class Host:
     def attend(self, entry: Entry) -> None:
         """Have the agent tell the end of an attempt that it did not start itself."""
         if self.link is not None:
-            self._send("adopt", entry.number, *entry.identity, "1" if entry.staged else "")
+            self.connection.send(build_call("adopt", entry.number, *_adoption(entry)))
 
-    def _on_events(self, link: Link, events: list[Event]) -> None:
-        if link is not self.link:
-            return  # late words of one that was given up
-        for event in events:
-            if event.number in self._questions:
-                self._on_answer(event)
-            elif (entry := self.entries.get(event.number)) is not None and not entry.is_over:
-                try:
-                    self._on_news(entry, event)
-                except OSError as exc:
-                    logger.warning("ssh: the files of %r cannot be written: %s", entry.job, exc)
-
-    def _on_answer(self, event: Event) -> None:
-        future, events = self._questions[event.number]
-        events.append(event)
-        if event.kind in ("done", "failed") and not future.done():
-            future.set_result(events)
+    def on_news(self, event: Event) -> None:
+        """Hear what the agent says of an attempt."""
+        entry = self.entries.get(event.number)
+        if entry is None or entry.is_over:
+            return
+        try:
+            self._on_news(entry, event)
+        except OSError as exc:
+            logger.warning("ssh: the files of %r cannot be written: %s", entry.job, exc)
 
     def _on_news(self, entry: Entry, event: Event) -> None:
         if event.kind in ("data", "file"):
@@ -449,6 +281,7 @@ class Host:
             self._on_ended(entry, [event.kind, *event.words])
 
     def _on_started(self, entry: Entry, event: Event) -> None:
+        self.places.note_success()
         entry.set_process(*event.words)
         entry.started_s = self._loop.time()
         if not entry.accepted.done():
@@ -460,6 +293,7 @@ class Host:
 
     def _on_refused(self, entry: Entry, event: Event) -> None:
         entry.is_over = True
+        self._lanes.free(entry)
         if entry.staged:
             return_lease(entry)
         self.forget(entry)
@@ -468,10 +302,11 @@ class Host:
 
     def _on_ended(self, entry: Entry, words: list[str]) -> None:
         entry.end(words.pop(1))
+        self._lanes.free(entry)
         if not entry.accepted.done():
             entry.accepted.set_result(entry.jid)
         if entry.staged or left_processes(entry, words):
-            self.spawn(self._bring_home(entry, words))
+            self.connection.spawn(self._bring_home(entry, words))
         else:
             self._conclude(entry, self.state_of(words))
 
@@ -487,7 +322,8 @@ class Host:
             cause, why = JobCause.HOST_REBOOTED, f"{where} was started anew while it ran"
         else:
             cause, why = JobCause.DISAPPEARED, f"its processes are gone from {where}"
-            if self._last is not None and self._last.kills_at_logout:
+            greeting = self.connection.greeting
+            if greeting is not None and greeting.kills_at_logout:
                 why += ", which kills what users leave running when they log out"
         return BackendState(Phase.GONE, cause=cause, reason=why)
 
@@ -502,27 +338,31 @@ class Host:
                 if left_processes(entry, words):
                     await self.killing.sweep(entry)
                 if entry.staged:
-                    if self.files is None:
-                        raise LinkError(f"{self.server.address} is away")
-                    problem = await fetch_all(self.files, entry)
+                    problem = await self._fetch_all(entry)
                     if problem and state.rc == 0:
                         state = state._replace(cause=JobCause.SETUP, reason=problem)
                 break
             except LinkError:
-                await self._wait_for_link()
+                await self.connection.wait()
         self._conclude(entry, state)
 
-    async def _wait_for_link(self) -> None:
-        await self._back.wait()
+    async def _fetch_all(self, entry: Entry) -> str:
+        if self.connection.files is None:
+            raise LinkError(f"{self.server.address} is away")
+        return await fetch_all(self.connection.files, entry)
 
     async def _follow(self) -> None:
         """Bring the outputs of running jobs up to date, again and again."""
         while True:
             await asyncio.sleep(self._log_interval_s)
-            running = [entry for entry in self.entries.values() if entry.pid and not entry.is_over]
-            files = self.files
+            running = [
+                entry
+                for entry in self.entries.values()
+                if entry.staged and entry.pid and not entry.is_over
+            ]
             for entry in random.sample(running, min(len(running), _MOST_FOLLOWED)):
                 async with entry.lock:
+                    files = self.connection.files
                     if not entry.is_over and files is not None:
                         with suppress(FilesError, LinkError, OSError):
                             await follow(files, entry)
@@ -536,46 +376,12 @@ class Host:
     def forget(self, entry: Entry) -> None:
         """Give its place to another."""
         if self.entries.pop(entry.number, None) is not None:
-            self.free_place(entry.job)
-
-    def end_starting(self) -> None:
-        """A job is on its way no more, one way or the other."""
-        self.n_starting -= 1
-        self._changed()
-
-    def free_place(self, job: Job) -> None:
-        """Give back what a job had."""
-        self.load -= 1
-        self.held.pop(job, None)
-        self._changed()
+            self.places.free(entry.job)
 
     def _tell(self, entry: Entry, state: BackendState) -> None:
         self._report(entry.job, state._replace(jid=entry.accepted.result()))
 
-    def note_refusal(self, words: str) -> None:
-        """It has refused a job: it is set aside for a while, longer each time."""
-        if self._loop.time() < self._aside_until_s:
-            return  # one that was on its way already
-        self._n_refusals += 1
-        wait_s = min(_FIRST_RETRY_S * 2.0**self._n_refusals, _LASTING_RETRY_S)
-        self._aside_until_s = self._loop.time() + wait_s
-        self._loop.call_later(wait_s, self._changed)
-        logger.warning(
-            "ssh: server %r refuses jobs, and gets none for %.0f s: %s",
-            self.server.name,
-            wait_s,
-            words,
-        )
 
-    def note_success(self) -> None:
-        """It has taken a job."""
-        self._n_refusals = 0
-
-
-def _as_trouble(server: Server, exc: Exception) -> AccessError:
-    return AccessError(f"{server.address}: {type(exc).__name__}: {exc}", lasting=True)
-
-
-def _close_unwanted(opening: asyncio.Future[Link]) -> None:
-    if not opening.cancelled() and opening.exception() is None:
-        opening.result().close()
+def _adoption(entry: Entry) -> tuple[str, ...]:
+    """The words by which the agent is to tell the end of an attempt."""
+    return *entry.identity, "1" if entry.staged else ""

@@ -68,13 +68,13 @@ class Killing:
             if self._host.link is not None:
                 for entry in entries:
                     entry.due_signal = ""
-            await self._host.ask(partial(_build, "kill", signal, *words))
+            await self._host.connection.ask(partial(_build, "kill", signal, *words))
 
     def _terminate_again(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
             entry.due_signal = entry.due_signal or "TERM"
         if self._host.link is not None:
-            self._host.spawn(self.send())
+            self._host.connection.spawn(self.send())
 
     async def sweep(self, entry: Entry) -> None:
         """End what is left of an attempt's session, together with those that end meanwhile.
@@ -86,7 +86,9 @@ class Killing:
         async with self._sweeping:
             entries, self._unswept = self._unswept, []
             if entries:
-                await self._host.ask(partial(_build, "sweep", *[entry.pid for entry in entries]))
+                await self._host.connection.ask(
+                    partial(_build, "sweep", *[entry.pid for entry in entries])
+                )
 
 
 def _build(function: str, *words_and_number: object) -> str:

@@ -23,6 +23,8 @@ _READ_BYTES = 65536
 #: What a login may print before our first word.
 _MOST_NOISE_BYTES = 1 << 20
 _OLDEST_BASH = (4, 2)
+#: How often a file channel may end by itself until the agent is to do its work.
+_MOST_SFTP_LOST = 3
 
 
 class LinkError(Exception):
@@ -80,6 +82,7 @@ class Link:
         self._sftp: paramiko.SFTPClient | None = None
         self._sftp_lock = threading.Lock()
         self._has_no_sftp = False
+        self._n_sftp_lost = 0
 
     @classmethod
     def open(cls, server: Server, configuration: Configuration, setup: Setup) -> Link:
@@ -178,15 +181,24 @@ class Link:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the connection is there, as far as is known."""
+        """Whether the connection is there with all its channels, as far as is known."""
         transport = self._client.get_transport()
-        return transport is not None and transport.is_active()
+        return transport is not None and transport.is_active() and not self._has_lost_sftp
+
+    @property
+    def _has_lost_sftp(self) -> bool:
+        channel = None if self._sftp is None else self._sftp.get_channel()
+        return channel is not None and channel.closed
 
     # --- files ---------------------------------------------------------------------------------
 
     def sftp(self) -> paramiko.SFTPClient | None:
-        """Give a file channel, opened at the first call; None: the server allows none. Blocks."""
+        """Give a file channel, opened when it is needed; None: the server allows none. Blocks."""
         with self._sftp_lock:
+            if self._has_lost_sftp:
+                self._sftp = None
+                self._n_sftp_lost += 1
+                self._has_no_sftp = self._n_sftp_lost > _MOST_SFTP_LOST
             if self._sftp is None and not self._has_no_sftp:
                 transport = self._client.get_transport()
                 try:

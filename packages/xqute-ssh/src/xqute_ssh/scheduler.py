@@ -192,16 +192,16 @@ class SshScheduler(Scheduler):
             except LinkError:
                 continue  # nothing was sent: to another one
             except RefusedError as exc:
-                host.note_refusal(str(exc))
+                host.places.note_refusal(str(exc))
             finally:
-                host.end_starting()
+                host.places.end_starting()
 
     async def _start_on(self, host: Host, job: Job) -> str:
         """Start a job on a server on which it has a place; that is given back if it fails."""
         try:
             entry = await self._prepare(host, job)
         except BaseException:
-            host.free_place(job)
+            host.places.free(job)
             raise
         return await self._send(host, entry)
 
@@ -270,7 +270,7 @@ class SshScheduler(Scheduler):
         from .entry import Entry
 
         return Entry(
-            host.next_number(),
+            host.connection.next_number(),
             job,
             self.claim_tag(job),
             self.mounted_dir(job),
