@@ -67,3 +67,20 @@ def _starting(keys):
     finally:
         for server in started:
             server.stop()
+
+
+@pytest.fixture
+def relay(tmp_path):
+    """A proxy command: its process id is in `relay.pid` beside it."""
+    path = tmp_path / "relay.py"
+    path.write_text(
+        "import os, pathlib, socket, sys, threading\n"
+        "pathlib.Path(__file__).with_suffix('.pid').write_text(str(os.getpid()))\n"
+        "s = socket.create_connection((sys.argv[1], int(sys.argv[2])))\n"
+        "def out():\n"
+        "    while data := s.recv(65536):\n"
+        "        sys.stdout.buffer.write(data); sys.stdout.buffer.flush()\n"
+        "threading.Thread(target=out, daemon=True).start()\n"
+        "while data := sys.stdin.buffer.read1(65536): s.sendall(data)\n"
+    )
+    return path

@@ -215,17 +215,7 @@ def test_servers_can_be_reached_through_others(servers, tmp_path):
     assert job.rc == 5
 
 
-def test_a_proxy_command_is_the_connection(servers, tmp_path):
-    relay = tmp_path / "relay.py"
-    relay.write_text(
-        "import socket, sys, threading\n"
-        "s = socket.create_connection((sys.argv[1], int(sys.argv[2])))\n"
-        "def out():\n"
-        "    while data := s.recv(65536):\n"
-        "        sys.stdout.buffer.write(data); sys.stdout.buffer.flush()\n"
-        "threading.Thread(target=out, daemon=True).start()\n"
-        "while data := sys.stdin.buffer.read1(65536): s.sendall(data)\n"
-    )
+def test_a_proxy_command_is_the_connection(servers, relay, tmp_path):
     options = servers["a"].options(proxy_command=f"python3 {relay} %h %p")
     [job] = ssh(tmp_path / "w", {"box": options}, [["bash", "-c", "exit 5"]])
     assert job.rc == 5

@@ -122,6 +122,19 @@ async def test_an_agent_that_answers_no_more_is_replaced(box, monkeypatch):
     assert {box.runs(job) for job in jobs} == {1}
 
 
+async def test_a_proxy_command_that_dies_is_a_connection_that_is_lost(servers, relay, tmp_path):
+    options = servers["a"].options(proxy_command=f"python3 {relay} %h %p")
+    box = Box(servers["a"], tmp_path / "box")
+    async with box.xqute({"servers": {"box": options}}) as xq:
+        jobs = await box.feed_running(xq, 2)
+        old = link_of(xq)
+        os.kill(int(relay.with_suffix(".pid").read_text()), signal.SIGKILL)
+        await until_back(xq, old)
+        box.go()
+    assert [job.rc for job in jobs] == [0, 1]
+    assert {box.runs(job) for job in jobs} == {1}
+
+
 async def test_a_start_whose_server_never_comes_back_is_lost(own_sshd, tmp_path):
     box = Box(own_sshd("box"), tmp_path / "box", staged=True)
     async with box.xqute({"unacknowledged_timeout": 1.0}) as xq:
@@ -312,15 +325,23 @@ def _watch(host, asked):
     host.link.send = watched
 
 
+def read(path):
+    return Path(path).read_text()
+
+
+def stat_of(pid):
+    """Its state, parent, group, session, ...; [19]: when it began."""
+    return read(f"/proc/{pid}/stat").rpartition(") ")[2].split()
+
+
 async def test_a_process_number_that_is_used_again_is_nobodys_job(servers, tmp_path):
     """Neither a stranger's process, nor one that has ended and was not waited for."""
     stranger = subprocess.Popen(["sleep", "60"])  # noqa: ASYNC220  # it blocks nobody
     zombie = subprocess.Popen(["true"])  # noqa: ASYNC220
     try:
-        stat = Path(f"/proc/{zombie.pid}/stat")
-        await until(lambda: stat.read_text().rpartition(") ")[2][0] == "Z", "it has ended")
-        ticks = stat.read_text().rpartition(") ")[2].split()[19]
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        await until(lambda: stat_of(zombie.pid)[0] == "Z", "it has ended")
+        ticks = stat_of(zombie.pid)[19]
+        boot = read("/proc/sys/kernel/random/boot_id").strip()
         async with SshScheduler(tmp_path, servers={"box": servers["a"].options()}) as scheduler:
             jobs = []
             for index, (pid, began) in enumerate(((stranger.pid, "1"), (zombie.pid, ticks))):

@@ -6,15 +6,20 @@ import base64
 import hashlib
 import logging
 import os
+import select
 import shlex
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import paramiko
 
 from .options import DEFAULT_KNOWN_HOSTS, Server, complete
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 __all__ = ["AccessError", "Configuration", "connect"]
 
@@ -170,12 +175,49 @@ def _open_socket(
 
 
 class _Command(paramiko.ProxyCommand):
-    """A command whose streams are the connection; it is gone when the connection is closed."""
+    """A command whose streams are the connection; it is gone when the connection is closed.
+
+    Several threads close it, and one reads: that one closes the streams, when it reads no more.
+    """
+
+    def __init__(self, command_line: str) -> None:
+        super().__init__(command_line)
+        self._reader: threading.Thread | None = None
+        self._closing = threading.Lock()
+
+    def recv(self, size: int) -> bytes:
+        """Give what there is; at the end b"" (the library's own would ask for more for ever)."""
+        self._reader = threading.current_thread()
+        assert self.process.stdout is not None  # noqa: S101  # it is a pipe
+        fd = self.process.stdout.fileno()
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        if not poll.poll(None if self.timeout is None else self.timeout * 1000):
+            raise TimeoutError
+        return os.read(fd, size)
+
+    def send(self, content: Buffer) -> int:
+        """Send it.
+
+        Raises:
+            OSError: If the command has ended.
+        """
+        try:
+            return super().send(content)
+        except ValueError as exc:
+            raise OSError("the command of the connection has ended") from exc
 
     def close(self) -> None:
-        with suppress(ProcessLookupError):
-            super().close()
-        self.process.communicate()
+        """End the command; return when it is gone."""
+        with self._closing:
+            with suppress(ProcessLookupError):
+                super().close()
+            self.process.wait()
+            if self._reader in (None, threading.current_thread()):
+                for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+                    if stream is not None:
+                        with suppress(BrokenPipeError):  # what it was not told
+                            stream.close()
 
 
 def _parse_jump(text: str, before: str | None, target: Server) -> Server:
