@@ -289,6 +289,32 @@ async def test_one_session_carries_everything(own_sshd, tmp_path):
     assert [job.rc for job in xq.jobs] == [number % 3 for number in range(40)]
 
 
+async def test_the_shells_of_an_agent_serve_one_job_after_another(box):
+    """As many as there are jobs at once; one that was killed is replaced."""
+    async with box.xqute(forks=2) as xq:
+        jobs = [await xq.feed(["true"]) for _ in range(20)]
+        for job in jobs:
+            await job.wait()
+        agent = agent_of(box)
+        shells = children_of(agent)
+        assert 1 <= len(shells) <= 2
+        for shell in shells:
+            os.kill(shell, signal.SIGKILL)
+        later = [await xq.feed(bash("exit 4")) for _ in range(4)]
+        for job in later:
+            await job.wait()
+        assert agent_of(box) == agent
+        assert children_of(agent).isdisjoint(shells)
+    assert [job.rc for job in jobs] == [0] * 20
+    assert [job.rc for job in later] == [4] * 4
+    await until(lambda: not Path(f"/proc/{agent}").exists(), "the agent has ended", 60)
+    assert shells.isdisjoint(map(int, filter(str.isdigit, os.listdir("/proc"))))
+
+
+def children_of(pid):
+    return {int(child) for child in read(f"/proc/{pid}/task/{pid}/children").split()}
+
+
 async def test_a_hundred_jobs_are_killed_in_one_round_trip_per_server(
     servers, tmp_path, monkeypatch
 ):
