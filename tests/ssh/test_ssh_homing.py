@@ -124,7 +124,7 @@ async def test_what_a_killed_job_has_written_is_home(servers, unshared, tmp_path
     reads, xq = unshared(servers["a"], forks=8)
     says_more = "trap 'echo more; exit 3' TERM; "
     async with xq:
-        xq.scheduler.kill_grace_s = 0.5
+        xq.scheduler.kill_grace_s, xq.scheduler.kill_timeout_s = 0.5, 60.0
         jobs = []
         for index in range(8):
             trap = says_more if index % 2 else "trap '' TERM; "

@@ -124,12 +124,17 @@ xq_look() {
 
 # --- jobs ------------------------------------------------------------------------------------------------------------------
 
+# Make way for attempt TAG of a job, where files are not shared. Not for a lane: once another agent is in charge, none of these
+# is under way any more, and what the attempt itself has written since is not taken for what an earlier one has left.
+xq_clear() { # DIR TAG
+    if [[ -e $1/job.status && ! -e $1/job.start.$2 ]]; then rm -f -- "$1"/job.{status,rc,stdout,stderr}; fi
+}
+
 # Start attempt TAG of a job. With TEXT, its script is written first, and its files are told with its end.
 xq_start() { # NUMBER DIR TAG SCRIPT [TEXT]
     local number=$1 dir=$2 tag=$3 script=$4
     if [[ $# -gt 4 ]]; then
         [[ -d $dir ]] || mkdir -p -- "$dir" || { xq_refuse "$number" mkdir -p -- "$dir"; return; }
-        if [[ -e $dir/job.status && ! -e $dir/job.start.$tag ]]; then rm -f -- "$dir"/job.{status,rc,stdout,stderr}; fi
         if [[ $5 ]]; then
             xq_write "$script" "$5" || { xq_refuse "$number" xq_write "$script" "$5"; return; }
         fi

@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Executor
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -258,7 +259,7 @@ def _get_some(sftp: paramiko.SFTPClient, remote: str, local: str, at: int) -> tu
         until = min(size, at + _TURN_BYTES)
         with sftp.open(there, "rb", _PIECE_BYTES) as file:
             file.seek(at)
-            file.prefetch(until)
+            _prefetch(file, until)
             while at < until and (piece := file.read(min(_PIECE_BYTES, until - at))):
                 write_at(local, at, piece)
                 at += len(piece)
@@ -268,3 +269,18 @@ def _get_some(sftp: paramiko.SFTPClient, remote: str, local: str, at: int) -> tu
         raise FilesError(f"{remote}: {exc}") from exc
     # One that has become shorter meanwhile has ended.
     return at, size if at == until else at
+
+
+def _prefetch(file: paramiko.SFTPFile, until: int) -> None:
+    """Ask for all of it at once, in a thread of the library's.
+
+    That would tell of a lost connection by a traceback on stderr. Whoever reads hears of it anyway.
+    """
+    ask: Callable[..., None] = getattr(file, "_prefetch_thread")  # noqa: B009
+
+    def ask_quietly(*args: Any) -> None:
+        with suppress(OSError, EOFError, paramiko.SSHException):
+            ask(*args)
+
+    setattr(file, "_prefetch_thread", ask_quietly)  # noqa: B010  # it is not ours
+    file.prefetch(until)

@@ -237,6 +237,8 @@ class Host:
     def _send_start(self, entry: Entry) -> None:
         words = (entry.number, entry.folder, entry.tag, entry.remote_script)
         staged = (entry.script or "",) if entry.staged else ()
+        if entry.staged:
+            self.connection.send(build_call("clear", entry.folder, entry.tag))
         lane = self._lanes.take(entry)
         self.connection.send(build_pass(lane, build_call("start", *words, *staged)))
 
