@@ -42,9 +42,9 @@ class Box:
         return Xqute("ssh", workdir=self.folder / "work", scheduler_opts=opts, **keywords)
 
     async def feed_running(self, xq, n):
-        """Feed jobs that wait, and wait until they all run."""
+        """Feed jobs that wait, and wait until they all run, and that is known."""
         jobs = [await xq.feed(bash(WAITS, str(number))) for number in range(n)]
-        await until(lambda: all(self.runs(job) == 1 for job in jobs), "all run", 60)
+        await until(lambda: all(job.jid and self.runs(job) == 1 for job in jobs), "all run", 60)
         return jobs
 
     def go(self):
