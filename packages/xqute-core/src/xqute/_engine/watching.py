@@ -103,7 +103,7 @@ class Watching:
             work = partial(judge, flight, state, self._run.scheduler, is_over=True)
             self._run.files.do(job, work, partial(self._land, flight))
         elif state.phase is Phase.GONE:
-            self._look(flight, state, otherwise=self._miss)
+            self._look(flight, state, otherwise=partial(self._miss, flight, state))
         else:
             flight.gone_since_s = None
             flight.was_seen = True
@@ -131,8 +131,9 @@ class Watching:
             record = EndRecord(event.rc, event.status, "")
             kill = flight.kill_requested
             self._land(flight, End.from_record(record, None, kill=kill, timeout=flight.timed_out))
-        elif not self._look(flight, None):
-            self.reconciler.add(flight, _EXPLANATION_PAUSE_S)  # it is not to be seen yet
+        else:
+            soon = partial(self.reconciler.add, flight, _EXPLANATION_PAUSE_S)
+            self._look(flight, None, otherwise=soon)  # it may not be seen yet
 
     def _hear_it_is_there(self, flight: Flight, state: BackendState) -> None:
         """The backend has it, pending or running; jobs that tell by themselves know better."""
@@ -141,10 +142,10 @@ class Watching:
             if state.phase is Phase.RUNNING:
                 self.mark_started(flight)
         elif not flight.job.is_far:
-            self._look(flight, state, otherwise=self._look_for_start)
+            self._look(flight, state, otherwise=partial(self._look_for_start, flight))
         elif self._is_silent(flight, state):
             # Not for its end: between that claim and the event it still uploads files.
-            self._look_for_start(flight, state)
+            self._look_for_start(flight)
 
     @staticmethod
     def _is_silent(flight: Flight, state: BackendState) -> bool:
@@ -152,7 +153,7 @@ class Watching:
         runs = state.phase is Phase.RUNNING and flight.job.started_at is None
         return runs and flight.checks >= _MANY_CHECKS
 
-    def _look_for_start(self, flight: Flight, _state: BackendState) -> None:
+    def _look_for_start(self, flight: Flight) -> None:
         if flight.job.started_at is not None:
             return
 
@@ -166,14 +167,14 @@ class Watching:
         self,
         flight: Flight,
         state: BackendState | None,
-        otherwise: Callable[[Flight, BackendState], None] | None = None,
+        otherwise: Callable[[], None] | None = None,
     ) -> None:
         """Look whether the end of the attempt is recorded; if not, call `otherwise`."""
 
         def then(end: End | None) -> None:
             if end is None:
-                if otherwise is not None and state is not None:
-                    otherwise(flight, state)
+                if otherwise is not None and not flight.is_closed:
+                    otherwise()
             elif not flight.is_closed and not self._is_to_be_explained(flight, end, state):
                 self._land(flight, end)
 
