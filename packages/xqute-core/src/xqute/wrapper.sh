@@ -335,6 +335,7 @@ fi
 # Somebody has given this attempt up meanwhile: what they wrote stands.
 #? here
 [[ -e $xq_dir/job.end.$xq_tag ]] && exit 121
+#?
 #? restarts
 # Each start has an end of its own. Only the backend knows which was the last, whose end is the
 # attempt's; the driver asks it.
