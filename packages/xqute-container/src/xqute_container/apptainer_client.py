@@ -84,7 +84,7 @@ class ApptainerClient:
     @cached_property
     def traits(self) -> Traits:
         """What there is to know of the program."""
-        return Traits("Apptainer", tells_ends=False)
+        return Traits("Apptainer", is_prompt=False)
 
     # --- images --------------------------------------------------------------------------------
 
@@ -194,12 +194,13 @@ class ApptainerClient:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
-    def remove(self, wanted: Wanted) -> None:
-        """Remove the files that a container has left beside the job's."""
-        self._codes.pop(wanted.key, None)
-        for path in (_left_path(wanted.metadir, wanted.tag), _words_path(wanted.metadir)):
-            with suppress(FileNotFoundError):
-                os.unlink(path)
+    def remove(self, *wanted: Wanted) -> None:
+        """Remove the files that containers have left beside their jobs'."""
+        for one in wanted:
+            self._codes.pop(one.key, None)
+            for path in (_left_path(one.metadir, one.tag), _words_path(one.metadir)):
+                with suppress(FileNotFoundError):
+                    os.unlink(path)
 
     def read_words(self, wanted: Wanted) -> str:
         """Give the last of what the program itself has said."""

@@ -30,16 +30,18 @@ class Traits(NamedTuple):
         is_podman: Whether it is Podman, whatever it is called.
         is_rootless: Whether root in a container is an ordinary user of the host.
         remaps_users: Whether the engine gives containers a user namespace of their own.
-        tells_ends: Whether it tells by itself that a container has ended.
+        is_prompt: Whether it tells at once that a container has ended.
         is_local: Whether it runs on this machine.
+        removal_batch: How many containers are best removed by one call.
     """
 
     name: str
     is_podman: bool = False
     is_rootless: bool = False
     remaps_users: bool = False
-    tells_ends: bool = True
+    is_prompt: bool = True
     is_local: bool = True
+    removal_batch: int = 1
 
 
 class Wanted(NamedTuple):
@@ -113,11 +115,11 @@ class Client(Protocol):
             SchedulerError: If that cannot be done.
         """
 
-    def remove(self, wanted: Wanted) -> None:
-        """Remove a container, also a running one; one that is gone is no error.
+    def remove(self, *wanted: Wanted) -> None:
+        """Remove containers, also running ones; one that is gone is no error.
 
         Raises:
-            SchedulerError: If that cannot be done.
+            SchedulerError: If one cannot be removed; the others may be.
         """
 
     def read_words(self, wanted: Wanted) -> str:

@@ -91,6 +91,8 @@ class ContainerScheduler(Scheduler):
     """
 
     name = "container"
+    #: Jobs that announce their ends do so before the engine says what it knows of them.
+    explains_failures = True
 
     def __init__(
         self,
@@ -170,8 +172,11 @@ class ContainerScheduler(Scheduler):
 
     @property
     def leaves_events(self) -> bool:
-        """Whether jobs announce changes: where the engine does not tell of them."""
-        return self._client is None or not self._client.traits.tells_ends
+        """Whether jobs announce changes: where the engine tells of them late, and they can."""
+        if self._client is None:
+            return True
+        traits = self._client.traits
+        return not traits.is_prompt and self._host_uid(traits) == os.getuid()
 
     @property
     def jobcmd_wrapper_init(self) -> str:
@@ -360,7 +365,7 @@ class ContainerScheduler(Scheduler):
         except SubmitError:
             watching.drop(job)
             raise
-        if client.traits.tells_ends:
+        if not self.leaves_events:
             watching.say(job, BackendState(Phase.RUNNING))
         return native_id
 

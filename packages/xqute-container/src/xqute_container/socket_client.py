@@ -89,13 +89,14 @@ class SocketClient:
         if self._is_podman and is_local:
             # It takes seconds to tell this, too; but whose the socket is, it is.
             owner = os.stat(self._url.removeprefix("unix://")).st_uid
-            return Traits("Podman", is_podman=True, is_rootless=owner != 0)
+            return Traits("Podman", True, is_rootless=owner != 0, is_prompt=False)
         security = self._ask(self._api.info).get("SecurityOptions") or ()
         return Traits(
             "Podman" if self._is_podman else "Docker",
             self._is_podman,
             is_rootless=any(option.startswith("name=rootless") for option in security),
             remaps_users=any(option.startswith("name=userns") for option in security),
+            is_prompt=not self._is_podman,
             is_local=is_local,
         )
 
@@ -247,15 +248,16 @@ class SocketClient:
             elif found is not None and found.stage is Stage.RUNNING:
                 raise SchedulerError(f"{wanted.key} cannot be signalled: {exc}") from exc
 
-    def remove(self, wanted: Wanted) -> None:
-        """Remove a container and the anonymous volumes of its image."""
-        try:
-            self._ask(self._api.remove_container, wanted.key, v=True, force=True)
-        except NotFound:
-            pass
-        except APIError as exc:
-            if "already in progress" not in str(exc) and self.find(wanted) is not None:
-                raise SchedulerError(f"{wanted.key} cannot be removed: {exc}") from exc
+    def remove(self, *wanted: Wanted) -> None:
+        """Remove containers and the anonymous volumes of their images."""
+        for one in wanted:
+            try:
+                self._ask(self._api.remove_container, one.key, v=True, force=True)
+            except NotFound:
+                pass
+            except APIError as exc:
+                if "already in progress" not in str(exc) and self.find(one) is not None:
+                    raise SchedulerError(f"{one.key} cannot be removed: {exc}") from exc
 
     def read_words(self, wanted: Wanted) -> str:
         """Give the last lines that the engine has kept of a container's output."""

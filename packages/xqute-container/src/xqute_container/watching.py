@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -29,6 +29,8 @@ _WRAPPER_CODES = (121, 122)
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 #: How long what has told its end may take to be over, when the run is.
 _CLOSE_WAIT_S = 2.0
+#: How long what is over may wait for more to be removed with it.
+_REMOVAL_LINGER_S = 2.0
 
 _PHASES = {Stage.CREATED: Phase.PENDING, Stage.RUNNING: Phase.RUNNING, Stage.ENDED: Phase.ENDED}
 
@@ -93,8 +95,11 @@ class Watching:
         self._keys = keys
         self._call = call
         self._remove = remove
-        #: The jobs whose containers may be there, by their keys.
-        self._jobs: dict[str, Job] = {}
+        #: The attempts whose containers may be there, by their keys.
+        self._followed: dict[str, tuple[Wanted, Job]] = {}
+        #: Those that are over, and soon removed.
+        self._over: list[Wanted] = []
+        self._remover: asyncio.TimerHandle | None = None
         #: The keys of those that were sent KILL: how they end is known.
         self._killed: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -105,11 +110,12 @@ class Watching:
     def add(self, jobs: Iterable[Job]) -> None:
         """Follow these jobs: their current attempts."""
         for job in jobs:
-            self._jobs[self._keys.submission_key(job)] = job
+            wanted = self.wanted(job)
+            self._followed[wanted.key] = wanted, job
 
     def drop(self, job: Job) -> None:
         """Follow the current attempt of a job no more: there is no container."""
-        self._jobs.pop(self._keys.submission_key(job), None)
+        self._followed.pop(self._keys.submission_key(job), None)
 
     def note_killed(self, jobs: Iterable[Job]) -> None:
         """Know that nothing is lost with these containers: they were sent KILL."""
@@ -133,7 +139,7 @@ class Watching:
         found: dict[Wanted, BackendState] = await self._call(self._look, wanted)
         for one, state in found.items():
             if state.phase is Phase.ENDED:
-                self._spawn(self._clear(one))
+                self._clear(one)
         return {job: found[one] for one, job in wanted.items()}
 
     def _look(self, wanted: Mapping[Wanted, Job]) -> dict[Wanted, BackendState]:
@@ -200,33 +206,37 @@ class Watching:
             self._is_closed.set()
 
     def _hear(self, ended: Ended) -> None:
-        job = self._jobs.get(ended.key)
-        if job is not None:
-            self._spawn(self._conclude(job, ended))
+        if ended.key in self._followed:
+            self._spawn(self._conclude(*self._followed[ended.key], ended))
 
     def _catch_up(self) -> None:
         """Ask about all: ends may have been missed."""
         self._spawn(self._conclude_all())
 
     async def _conclude_all(self) -> None:
-        jobs = [job for key, job in self._jobs.items() if key == self._keys.submission_key(job)]
+        jobs = [job for wanted, job in self._followed.values() if self._is_current(wanted, job)]
         for job, state in (await self.ask(jobs)).items():
             if state.phase is Phase.ENDED:
                 self.say(job, state)
 
-    async def _conclude(self, job: Job, ended: Ended) -> None:
-        wanted = self.wanted(job)
-        if wanted.key != ended.key:
-            # An earlier attempt that was given up: its end is known, or nobody's business.
-            self._jobs.pop(ended.key, None)
-            return
-        if not ended.exit_code and is_settled(wanted.metadir, wanted.tag):
-            state = BackendState(Phase.ENDED, ended.exit_code)
+    async def _conclude(self, wanted: Wanted, job: Job, ended: Ended) -> None:
+        if not self._is_current(wanted, job):
+            pass  # the end of an earlier attempt is known, or nobody's business
+        elif not ended.exit_code and is_settled(wanted.metadir, wanted.tag):
+            self._say_ended(job, BackendState(Phase.ENDED, ended.exit_code), ended)
         else:
             state = (await self._call(self._look, {wanted: job}))[wanted]
-        if state.phase is Phase.ENDED:
-            self.say(job, state._replace(jid=ended.id if job.jid is None else None))
-            await self._clear(wanted)
+            if state.phase is not Phase.ENDED:
+                return
+            self._say_ended(job, state, ended)
+        self._clear(wanted)
+
+    def _is_current(self, wanted: Wanted, job: Job) -> bool:
+        """Whether this is the attempt of the job that counts."""
+        return wanted.key == self._keys.submission_key(job)
+
+    def _say_ended(self, job: Job, state: BackendState, ended: Ended) -> None:
+        self.say(job, state._replace(jid=ended.id if job.jid is None else None))
 
     def say(self, job: Job, state: BackendState) -> None:
         """Report the state of a job, if anybody wants to hear of it."""
@@ -235,13 +245,29 @@ class Watching:
 
     # --- what is left --------------------------------------------------------------------------
 
-    async def _clear(self, wanted: Wanted) -> None:
-        """Remove a container that has ended, if that is recorded; else it is left for later."""
+    def _clear(self, wanted: Wanted) -> None:
+        """Have a container that has ended removed, if that is recorded; else it is left for later.
+
+        Where a call takes long, it removes several of them.
+        """
         if not is_settled(wanted.metadir, wanted.tag):
             return
-        if self._remove():
-            await self._call(self.client.remove, wanted)
-        self._jobs.pop(wanted.key, None)
+        if self._followed.pop(wanted.key, None) is None or not self._remove():
+            return
+        self._over.append(wanted)
+        if len(self._over) >= self.client.traits.removal_batch:
+            self._remove_over()
+        elif self._remover is None:
+            loop = asyncio.get_running_loop()
+            self._remover = loop.call_later(_REMOVAL_LINGER_S, self._remove_over)
+
+    def _remove_over(self) -> None:
+        if self._remover is not None:
+            self._remover.cancel()
+            self._remover = None
+        over, self._over = self._over, []
+        if over:
+            self._spawn(self._call(self.client.remove, *over))
 
     async def sweep(self) -> None:
         """Remove what is over of this run, and of those before it that were killed.
@@ -249,21 +275,24 @@ class Watching:
         Raises:
             SchedulerError: If nobody answers.
         """
-        for container in await self._call(self.client.look):
-            if (
-                container.stage is not Stage.RUNNING
-                and not container.keep
-                and (container.key in self._killed or is_settled(container.metadir, container.tag))
-            ):
-                await self._call(self.client.remove, as_wanted(container))
-                self._jobs.pop(container.key, None)
+        over = [
+            as_wanted(container)
+            for container in await self._call(self.client.look)
+            if container.stage is not Stage.RUNNING
+            and not container.keep
+            and (container.key in self._killed or is_settled(container.metadir, container.tag))
+        ]
+        if over:
+            await self._call(self.client.remove, *over)
+        for wanted in over:
+            self._followed.pop(wanted.key, None)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Awaitable[None]) -> None:
         task = asyncio.get_running_loop().create_task(self._log_errors(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _log_errors(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _log_errors(self, work: Awaitable[None]) -> None:
         try:
             await work
         except SchedulerError as exc:
@@ -274,6 +303,7 @@ class Watching:
         """Hear no more, and remove what is over; containers that run, run on."""
         self._is_closed.set()
         self.report = None
+        self._remove_over()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_CLOSE_WAIT_S)
         try:
@@ -291,9 +321,9 @@ class Watching:
         pause_s = 0.01
         while True:
             told = {
-                one: job
-                for job in self._jobs.values()
-                if _was_told((one := self.wanted(job)).metadir, one.tag)
+                wanted: job
+                for wanted, job in self._followed.values()
+                if _was_told(wanted.metadir, wanted.tag)
             }
             states = await self._call(self._look, told) if told else {}
             running = [one for one, state in states.items() if state.phase is Phase.RUNNING]
@@ -305,5 +335,5 @@ class Watching:
             pause_s = min(pause_s * 2, 0.2)
         for one in running:
             await self._call(partial(self.client.signal, force=True), one)
-            if self._remove():
-                await self._call(self.client.remove, one)
+        if self._remove():
+            await self._call(self.client.remove, *running)
