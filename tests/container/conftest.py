@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -33,6 +34,20 @@ def run(*argv, timeout_s=300, **keywords):
     return done.stdout
 
 
+def pytest_collection_modifyitems(config, items):
+    """Deselect the promises that a class does not try: no skip, since they could run."""
+    away = [
+        item
+        for item in items
+        if getattr(getattr(item, "cls", None), "tried", None) is not None
+        and item.originalname in item.cls.promises()
+        and item.originalname not in item.cls.tried
+    ]
+    if away:
+        config.hook.pytest_deselected(items=away)
+        items[:] = [item for item in items if item not in set(away)]
+
+
 class Engine:
     """A container engine of these tests.
 
@@ -59,8 +74,9 @@ class Engine:
         return int(Path(self.folder, "dockerd.pid").read_text())
 
     def restart(self):
-        """Start it again after it was ended."""
-        run(SERVICES / "start-docker", self.folder)
+        """Start it, or its service, again after it was ended."""
+        kind = "podman" if self.name.startswith("podman") else "docker"
+        run(SERVICES / f"start-{kind}", self.folder)
 
     def remove_all(self):
         names = self("ps", "--all", "--quiet").split()
@@ -148,9 +164,7 @@ def docker_program(docker):
 @pytest.fixture(scope="session")
 def podman_rootless():
     """Podman of an ordinary user, who runs these tests: see test_rootless.py."""
-    folder = os.environ.get("TEST_ROOTLESS")
-    if folder is None:
-        pytest.skip("run by test_rootless.py as another user")
+    folder = os.environ["TEST_ROOTLESS"]
     return Engine("podman_rootless", folder, [f"{folder}/bin/podman"])
 
 
@@ -175,6 +189,18 @@ class Apptainer(Engine):
 @pytest.fixture(scope="session")
 def apptainer(images):
     return Apptainer("apptainer", images, ["apptainer"], image=f"{images}/bash")
+
+
+@pytest.fixture
+def unclosed_sockets(caplog):
+    """The SDK does not close a socket that it could not connect: Python says so here, not later.
+
+    Until then it is held by the error, and that by what was logged of it.
+    """
+    yield
+    for phase in ("setup", "call"):
+        caplog.get_records(phase).clear()
+    gc.collect()
 
 
 @pytest.fixture

@@ -1,17 +1,21 @@
 """The contract on real engines: all of it on Docker, elsewhere the promises that touch the backend.
 
 With TEST_ENGINES=all in the environment all promises are tried on all of them, which takes long.
+With `--kills=40` 20 drivers are killed at random on each engine, and 5 at each edge.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from xqute.testing import SchedulerContract
+from xqute.testing import CHAOS_EDGES, SchedulerContract, run_chaos
 from xqute_container import ContainerScheduler
 
 #: What depends on how containers are made, seen, signalled and found again.
@@ -52,18 +56,16 @@ OTHER_WAY = frozenset(
 )
 
 
-def without(promises):
-    """What a class says of the promises that are not tried there."""
-    if os.environ.get("TEST_ENGINES") == "all":
-        return {}
-    reason = "it is tried on Docker, and does not touch the backend"
-    return dict.fromkeys(SchedulerContract.promises().keys() - promises, reason)
-
-
 class EngineContract(SchedulerContract):
-    """What is said of all engines."""
+    """What is said of all engines.
+
+    Attributes:
+        engine_name: The fixture of the engine.
+        tried: The promises that are tried; None: all. The others are deselected, see conftest.py.
+    """
 
     engine_name: str
+    tried: frozenset[str] | None = None
     deadline_s = 110.0
     many = 16
     #: The driver is dead, or was told to look no more: the containers run on.
@@ -105,26 +107,26 @@ class TestDocker(EngineContract):
 @pytest.mark.needs("podman", "catatonit", "busybox", root=True)
 class TestPodman(EngineContract):
     engine_name = "podman"
-    does_not_apply = without(TOUCHING)
+    tried = TOUCHING
 
 
 @pytest.mark.needs("podman", "catatonit", "busybox", root=True)
 class TestPodmanSocket(EngineContract):
     engine_name = "podman_socket"
-    does_not_apply = without(OTHER_WAY)
+    tried = OTHER_WAY
 
 
 @pytest.mark.needs("dockerd", "docker", "busybox", root=True)
 class TestDockerProgram(EngineContract):
     engine_name = "docker_program"
-    does_not_apply = without(OTHER_WAY)
+    tried = OTHER_WAY
 
 
 class TestPodmanRootless(EngineContract):
     """Run by an ordinary user: see test_rootless.py."""
 
     engine_name = "podman_rootless"
-    does_not_apply = without(OTHER_WAY)
+    tried = OTHER_WAY if "TEST_ROOTLESS" in os.environ else frozenset()
 
     def find_wrapper(self, job, pid):
         return find_processes("cmdline", "job.wrapped")
@@ -133,7 +135,7 @@ class TestPodmanRootless(EngineContract):
 @pytest.mark.needs("apptainer", "busybox")
 class TestApptainer(EngineContract):
     engine_name = "apptainer"
-    does_not_apply = without(TOUCHING)
+    tried = TOUCHING
 
     def find_wrapper(self, job, pid):
         found = find_processes("stat", f" {job.jid} {job.jid} 0 ")  # group and session, no terminal
@@ -151,3 +153,55 @@ def find_processes(name, word, n=1):
             continue
     assert len(found) >= n, f"no process has {word!r} in its {name}"
     return found
+
+
+# --- drivers that die ----------------------------------------------------------------------------
+
+
+class ContainersCount(EngineContract):
+    """A container that is left counts like a process that is left."""
+
+    def __init__(self, engine):
+        self.engine_name = engine.name
+        self.program = engine.program
+
+    def find_processes(self, word):
+        found = super().find_processes(word)
+        if self.engine_name == "apptainer":
+            return found
+        argv = [*self.program, "ps", "--all", "--format", "{{.Names}} {{.Status}} {{.Labels}}"]
+        said = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True).stdout
+        return [*found, *(line for line in said.splitlines() if word in line)]
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("docker", marks=pytest.mark.needs("dockerd", "docker", "busybox", root=True)),
+        pytest.param(
+            "podman", marks=pytest.mark.needs("podman", "catatonit", "busybox", root=True)
+        ),
+        pytest.param("apptainer", marks=pytest.mark.needs("apptainer", "busybox")),
+    ],
+)
+def test_drivers_that_are_killed_lose_and_double_nothing(name, request, tmp_path, seed, capsys):
+    """A sample, at a few of the edges; see above for more."""
+    engine = request.getfixturevalue(name)
+    kills = request.config.option.kills // 2
+    edges = CHAOS_EDGES if kills > 10 else random.sample(CHAOS_EDGES, 3)
+    report = run_chaos(
+        ContainersCount(engine),
+        tmp_path,
+        kills=kills,
+        hits=max(1, kills // 4),
+        edges=edges,
+        n_jobs=12,
+        span_s=2.0,
+        seed=seed,
+    )
+    with capsys.disabled():
+        sys.stdout.write(f"\n{name}: {report}\n")
+    report.check()
+    assert engine.containers() == []
+    assert not list(tmp_path.rglob("job.container*"))

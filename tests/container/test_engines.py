@@ -105,14 +105,6 @@ async def test_an_entrypoint_that_is_not_executable_is_named(engine, tmp_path):
     assert engine.containers() == []
 
 
-async def test_a_user_whom_the_image_does_not_know_is_named(listing, tmp_path):
-    [job] = await run(listing, tmp_path, ["true"], scheduler={"user": "nosuchuser"})
-    assert (job.outcome, job.rc) == (JobOutcome.SUBMIT_FAILED, -2)
-    assert "nosuchuser" in job.reason
-    assert "uid:gid" in job.reason
-    assert listing.containers() == []
-
-
 async def test_a_missing_image_is_told_before_any_job_is_submitted(engine, tmp_path):
     with pytest.raises(SchedulerError, match="no-such-image"):
         await run(
@@ -144,21 +136,6 @@ async def test_an_archive_is_converted_once_for_apptainer(docker, apptainer, tmp
     archive.unlink()
     [again] = await run(apptainer, tmp_path / "again", ["true"], scheduler=opts)
     assert (job.rc, again.rc) == (0, 0)
-
-
-async def test_out_of_memory_is_told_where_the_engine_tells(listing, tmp_path):
-    script = "x=0123456789abcdef; while :; do x=$x$x; done"
-    resources = {"memory_mib": 32, "cpus": 1}
-    [job] = await run(listing, tmp_path, bash(script), scheduler={"resources": resources})
-    cause = JobCause.OUT_OF_MEMORY if listing.name == "docker" else JobCause.SIGNAL
-    assert told(job) == (137, JobOutcome.FAILED, cause)
-
-
-async def test_a_gpu_that_is_not_there_is_an_error(listing, tmp_path):
-    [job] = await run(listing, tmp_path, ["true"], scheduler={"resources": {"gpus": 1}})
-    assert job.outcome == JobOutcome.SUBMIT_FAILED
-    assert "GPU" in job.reason
-    assert listing.containers() == []
 
 
 async def test_a_resource_that_containers_have_not_is_refused(engine, tmp_path):
@@ -400,7 +377,7 @@ def own_docker(short_folder, start_docker):
     return start_docker(f"{short_folder}/own")
 
 
-# The SDK does not close a socket that it could not connect.
+@pytest.mark.usefixtures("unclosed_sockets")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 async def test_an_engine_that_is_restarted_in_mid_run_loses_no_job(own_docker, tmp_path, how):

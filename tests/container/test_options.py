@@ -20,6 +20,7 @@ from xqute_container.parse import (
     parse_ended,
     parse_inspected,
     parse_loaded,
+    parse_setup_code,
 )
 from xqute_container.spec import Spec, build_body, build_exec_argv, build_run_argv
 
@@ -256,6 +257,15 @@ def test_refusals_are_explained_with_their_remedy(words, meaning):
     told = explain_refusal(words, SPEC, "Docker")
     assert meaning in told
     assert words in told, "the engine's own words are told, too"
+
+
+def test_an_entrypoint_that_did_not_run_has_the_code_that_a_shell_would_give_it():
+    """Podman's init has 1 for all, and Podman's socket 0."""
+    assert parse_setup_code("ERROR: failed to exec pid1: No such file or directory", 1) == 127
+    assert parse_setup_code("ERROR: failed to exec pid1: Permission denied", 1) == 126
+    assert parse_setup_code("exec: permission denied", 0) == 126
+    assert parse_setup_code("[FATAL tini (7)] exec /x failed: Permission denied", 126) == 126
+    assert parse_setup_code("syntax error", 2) == 2
 
 
 def test_the_name_of_a_loaded_image_is_read():

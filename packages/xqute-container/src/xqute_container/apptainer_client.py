@@ -16,7 +16,7 @@ from xqute import logger
 from xqute.defaults import JOBCMD_WRAPPER_LANG, SIGNAL_BASE
 from xqute.errors import SchedulerError, SubmitError
 
-from .client import Traits, Wanted, run_program
+from .client import WORDS_LENGTH, Traits, Wanted, run_program
 from .options import Pull
 from .parse import Container, Ended, Stage
 from .spec import LABEL_METADIR, LABEL_TAG, Spec, build_exec_argv
@@ -25,16 +25,16 @@ __all__ = ["ApptainerClient"]
 
 _NAME: Final = "xqute-apptainer"
 #: The process that stands for a container: its command line has the key for as long as it lives,
-#: it outlives its driver, and it leaves the exit code. $1 is the key, $2 the file for the code, $3
-#: the file for the program's own words.
+#: it outlives its driver, and where the job has not told its end it leaves the exit code and the
+#: program's own words. $1 is the key, $2 the workdir, $3 the job's folder, $4 its claims' tag.
 _SUPERVISOR: Final = """\
 trap : TERM INT HUP QUIT
-left=$2 words=$3
-shift 3
+told=$3/job.end.$4 left=$3/job.container.$4
+shift 4
 cd /
-"$@" </dev/null >"$words" 2>&1
+words=$("$@" </dev/null 2>&1)
 rc=$?
-printf '%s\\n' "$rc" >"$left"
+[[ -e $told ]] || printf '%s\\n' "$rc" "$words" >"$left"
 exit "$rc"
 """
 #: Variables that the program itself needs; what else the host has could get into the container.
@@ -44,14 +44,14 @@ _INJECTING_PREFIXES: Final = ("APPTAINER_ENV", "SINGULARITY_ENV")
 #: What images that are to be fetched or converted begin with.
 _URI: Final = ("://", "docker-archive:", "oci-archive:", "docker-daemon:")
 _BUILD_TIMEOUT_S: Final = 3600.0
-_WORDS_BYTES: Final = 4096
 
 
 class _Supervisor(NamedTuple):
     pid: int
     key: str
-    left: str
-    words: str
+    workdir: str
+    metadir: str
+    tag: str
 
 
 class ApptainerClient:
@@ -60,13 +60,15 @@ class ApptainerClient:
     Args:
         binary: The program.
         bin_args: The user's own options for each container.
+        workdir: The folder of the run.
 
     Raises:
         SchedulerError: If it does not work, with its words.
     """
 
-    def __init__(self, binary: str, bin_args: Sequence[str]) -> None:
+    def __init__(self, binary: str, bin_args: Sequence[str], workdir: str) -> None:
         self._binary = binary
+        self._workdir = workdir
         self._bin_args = bin_args
         self._lock = threading.Lock()
         #: The keys of those whose ends are told, by their pidfds, and the pids of these.
@@ -129,9 +131,8 @@ class ApptainerClient:
         there = _find_supervisors([spec.key])
         if there:
             return str(there[0].pid)
-        metadir = spec.labels[LABEL_METADIR]
-        argv = [JOBCMD_WRAPPER_LANG, "-p", "-c", _SUPERVISOR, _NAME, spec.key]
-        argv += [_left_path(metadir, spec.labels[LABEL_TAG]), _words_path(metadir)]
+        argv = [JOBCMD_WRAPPER_LANG, "-p", "-c", _SUPERVISOR, _NAME, spec.key, self._workdir]
+        argv += [spec.labels[LABEL_METADIR], spec.labels[LABEL_TAG]]
         argv += build_exec_argv(self._binary, spec, self._bin_args)
         null = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in range(3)]
         try:
@@ -156,8 +157,9 @@ class ApptainerClient:
         """Give those that run, and of the wanted ones those that have left an exit code."""
         self._reap()
         found = {
-            each.key: Container(str(each.pid), each.key, Stage.RUNNING)
+            each.key: Container(str(each.pid), each.key, Stage.RUNNING, each.metadir, each.tag)
             for each in _find_supervisors(None)
+            if each.workdir == self._workdir
         }
         for one in wanted:
             running = found.get(one.key)
@@ -175,8 +177,8 @@ class ApptainerClient:
 
     def _exit_code(self, wanted: Wanted) -> int | None:
         try:
-            with open(_left_path(wanted.metadir, wanted.tag), encoding="ascii") as left:
-                return int(left.read())
+            with open(_left_path(wanted.metadir, wanted.tag), "rb") as left:
+                return int(left.readline())
         except (OSError, ValueError):
             return self._codes.get(wanted.key)
 
@@ -198,15 +200,15 @@ class ApptainerClient:
         """Remove the files that containers have left beside their jobs'."""
         for one in wanted:
             self._codes.pop(one.key, None)
-            for path in (_left_path(one.metadir, one.tag), _words_path(one.metadir)):
-                with suppress(FileNotFoundError):
-                    os.unlink(path)
+            with suppress(FileNotFoundError):
+                os.unlink(_left_path(one.metadir, one.tag))
 
     def read_words(self, wanted: Wanted) -> str:
         """Give the last of what the program itself has said."""
         try:
-            with open(_words_path(wanted.metadir), "rb") as words:
-                return words.read()[-_WORDS_BYTES:].decode("utf-8", "replace").strip()
+            with open(_left_path(wanted.metadir, wanted.tag), "rb") as left:
+                left.readline()  # the exit code
+                return left.read().decode("utf-8", "replace").strip()[-WORDS_LENGTH:]
         except OSError:
             return ""
 
@@ -276,9 +278,9 @@ def _find_supervisors(keys: Collection[str] | None) -> list[_Supervisor]:
             continue  # it has ended meanwhile
         _, is_ours, rest = line.partition(marker)
         if is_ours and line.startswith(JOBCMD_WRAPPER_LANG.encode()):
-            key, left, words, *_ = map(os.fsdecode, rest.split(b"\0"))
+            key, workdir, metadir, tag, *_ = map(os.fsdecode, rest.split(b"\0"))
             if keys is None or key in keys:
-                found.append(_Supervisor(int(pid), key, left, words))
+                found.append(_Supervisor(int(pid), key, workdir, metadir, tag))
     return found
 
 
@@ -298,10 +300,6 @@ def _find_session(leader: int) -> list[int]:
 
 def _left_path(metadir: str, tag: str) -> str:
     return f"{metadir}/job.container.{tag}"
-
-
-def _words_path(metadir: str) -> str:
-    return f"{metadir}/job.container"
 
 
 def _cache_dir() -> str:

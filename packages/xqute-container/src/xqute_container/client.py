@@ -15,7 +15,18 @@ from .options import Pull
 from .parse import Container, Ended
 from .spec import Spec
 
-__all__ = ["Client", "EngineAwayError", "Traits", "Wanted", "as_wanted", "run_program"]
+__all__ = [
+    "WORDS_LENGTH",
+    "Client",
+    "EngineAwayError",
+    "Traits",
+    "Wanted",
+    "as_wanted",
+    "run_program",
+]
+
+#: How much of what a container has said is told, in characters.
+WORDS_LENGTH = 4096
 
 
 class EngineAwayError(SchedulerError):

@@ -16,7 +16,7 @@ from xqute import logger
 from xqute.defaults import JOBCMD_WRAPPER_LANG
 from xqute.errors import SchedulerError, SubmitError
 
-from .client import EngineAwayError, Traits, Wanted, as_wanted, run_program
+from .client import WORDS_LENGTH, EngineAwayError, Traits, Wanted, as_wanted, run_program
 from .options import Pull, Runtime
 from .parse import (
     Container,
@@ -212,12 +212,14 @@ class CommandClient:
             raise SchedulerError(f"{names} cannot be removed: {done.stderr.strip()}")
 
     def read_words(self, wanted: Wanted) -> str:
-        """Give the last lines that the engine has kept of a container's output."""
+        """Give the last that the engine has kept of a container's output."""
         try:
-            done = self._run("logs", "--tail=5", wanted.key)
+            # Asked for the last lines alone, Podman may miss words that were just written.
+            done = self._run("logs", wanted.key)
         except SchedulerError:
             return ""
-        return f"{done.stdout}{done.stderr}".strip() if done.returncode == 0 else ""
+        said = f"{done.stdout}{done.stderr}".strip() if done.returncode == 0 else ""
+        return said[-WORDS_LENGTH:]
 
     # --- news ----------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from .client import Client
 from .options import Runtime
+from .spec import LABEL_WORKDIR
 
 __all__ = ["connect", "find_address"]
 
@@ -37,7 +38,7 @@ def connect(
     if runtime is Runtime.APPTAINER:
         from .apptainer_client import ApptainerClient
 
-        return ApptainerClient(binary, bin_args)
+        return ApptainerClient(binary, bin_args, labels[LABEL_WORKDIR])
     address = None if socket is False else find_address(runtime, socket)
     if address is not None and not bin_args and address.startswith(_SDK_SCHEMES):
         from .socket_client import SocketClient

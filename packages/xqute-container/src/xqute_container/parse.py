@@ -21,6 +21,7 @@ __all__ = [
     "parse_inspected",
     "parse_listed",
     "parse_loaded",
+    "parse_setup_code",
 ]
 
 
@@ -155,6 +156,11 @@ def is_name_clash(words: str) -> bool:
     return "already in use" in words
 
 
+_NOT_EXECUTABLE: Final = r"permission denied|not executable"
+_NOT_FOUND: Final = (
+    r"executable file not found|no such file or directory|command that was not found"
+    r"|not found in \$PATH"
+)
 #: What engines say, and what is to be said instead; the first that fits counts.
 _REFUSALS: Final[tuple[tuple[str, str], ...]] = (
     (
@@ -184,17 +190,14 @@ _REFUSALS: Final[tuple[tuple[str, str], ...]] = (
         "a volume cannot be mounted (among {volumes}): check that {engine} may read it",
     ),
     (
-        r"permission denied|not executable",
+        _NOT_EXECUTABLE,
         (
             "{entrypoint} of the image {image} cannot be executed: give entrypoint=, a bash in the "
             "image"
         ),
     ),
     (
-        (
-            r"executable file not found|no such file or directory|command that was not found"
-            r"|not found in \$PATH"
-        ),
+        _NOT_FOUND,
         "the image {image} has no {entrypoint}: give entrypoint=, a bash in the image",
     ),
 )
@@ -215,6 +218,18 @@ def explain_refusal(words: str, spec: Spec, engine: str) -> str:
             )
             return f"{told} ({engine} says: {words})"
     return f"the container did not run; {engine} says: {words}"
+
+
+def parse_setup_code(words: str, code: int | None) -> int | None:
+    """Give the exit code of a container whose entrypoint did not run, as shells have it.
+
+    Docker's init says so, too, but Podman's exits with 1, and Podman itself knows of 0.
+    """
+    if code in (0, 1):
+        for pattern, meant in ((_NOT_EXECUTABLE, 126), (_NOT_FOUND, 127)):
+            if re.search(pattern, words, re.IGNORECASE):
+                return meant
+    return code
 
 
 def parse_loaded(said: str, path: str) -> str:

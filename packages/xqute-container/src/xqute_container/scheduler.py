@@ -347,6 +347,7 @@ class ContainerScheduler(Scheduler):
         try:
             watching = await self._ready()
             client = watching.client
+            self._check_sources(client)
             spec = self._build_spec(job, client.traits, self._image_name)
         except EngineAwayError as exc:
             raise SubmitError(str(exc), transient=True) from exc
@@ -463,7 +464,7 @@ class ContainerScheduler(Scheduler):
         with self._opening:
             if self._opened == settings:
                 return
-            volumes = self._volumes()
+            self._volumes()
             if self._watching is None:
                 client = connect(
                     self.runtime,
@@ -475,12 +476,21 @@ class ContainerScheduler(Scheduler):
                 self._client = client
                 self._watching = Watching(client, self, self._call, remove=lambda: self.remove)
             client = self._watching.client
-            if client.traits.is_local:
-                check_sources(volume for volume in volumes if volume.source != self.local_workdir)
+            self._check_sources(client)
             self._image_name = client.ensure_image(
                 check_image(self.image, self.runtime), check_pull(self.pull)
             )
             self._opened = settings
+
+    def _check_sources(self, client: Client) -> None:
+        """See that all volumes are there: some engines would make what is missing.
+
+        Raises:
+            ConfigError: If one is not; it is named.
+        """
+        if client.traits.is_local:
+            here = self.local_workdir
+            check_sources(volume for volume in self._volumes() if volume.source != here)
 
 
 def _as_list(volumes: str | Iterable[str] | None) -> list[str]:

@@ -21,7 +21,7 @@ from docker.errors import (  # type: ignore[import-untyped]
 from xqute import logger
 from xqute.errors import SchedulerError, SubmitError
 
-from .client import EngineAwayError, Traits, Wanted, as_wanted
+from .client import WORDS_LENGTH, EngineAwayError, Traits, Wanted, as_wanted
 from .options import Pull
 from .parse import (
     Container,
@@ -260,12 +260,13 @@ class SocketClient:
                     raise SchedulerError(f"{one.key} cannot be removed: {exc}") from exc
 
     def read_words(self, wanted: Wanted) -> str:
-        """Give the last lines that the engine has kept of a container's output."""
+        """Give the last that the engine has kept of a container's output."""
         try:
-            said = self._ask(self._api.logs, wanted.key, stdout=True, stderr=True, tail=5)
+            # Asked for the last lines alone, Podman may miss words that were just written.
+            said = self._ask(self._api.logs, wanted.key, stdout=True, stderr=True)
         except (APIError, SchedulerError):
             return ""  # a log driver that keeps nothing
-        return bytes(said).decode("utf-8", "replace").strip()
+        return bytes(said).decode("utf-8", "replace").strip()[-WORDS_LENGTH:]
 
     # --- news ----------------------------------------------------------------------------------
 

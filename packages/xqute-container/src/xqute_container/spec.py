@@ -38,19 +38,30 @@ _MIB: Final = 1024 * 1024
 
 #: Bash code at the top of the wrapper. An engine signals one process, and an init passes that on
 #: to one child; but a job is a group of processes: so the wrapper runs in a group of its own, and
-#: this shell, the child of the init, signals the group.
+#: this shell, the child of the init, signals the group. It also notes how many processes were
+#: killed for want of memory, which not every engine tells, in ``job.oom`` of the job's folder.
 FORWARDER: Final = """\
 if [[ ${1-} != within ]]; then
 set -m
 "$BASH" -p "$0" within &
 set +m
 xq_job=$!
+xq_oom=${0%/*}/job.oom
 trap 'kill -s TERM -- "-$xq_job"' TERM INT HUP QUIT
+[[ ! -e $xq_oom ]] || : >"$xq_oom"
 while :; do
 wait "$xq_job"
 xq_rc=$?
-kill -0 "$xq_job" 2>/dev/null || exit "$xq_rc"
+kill -0 "$xq_job" 2>/dev/null || break
 done
+((xq_rc)) || exit 0
+for xq_file in /sys/fs/cgroup/memory.events /sys/fs/cgroup/memory/memory.oom_control; do
+[[ -r $xq_file ]] || continue
+while read -r xq_what xq_n; do
+[[ $xq_what != oom_kill || $xq_n == 0 ]] || printf '%s' "$xq_n" >"$xq_oom"
+done <"$xq_file"
+done
+exit "$xq_rc"
 fi
 set --"""
 

@@ -17,7 +17,7 @@ from xqute.job import Job
 from xqute.scheduler import BackendState, Phase
 
 from .client import Client, Wanted, as_wanted
-from .parse import Container, Ended, Stage
+from .parse import Container, Ended, Stage, parse_setup_code
 
 __all__ = ["Watching", "is_settled"]
 
@@ -61,6 +61,19 @@ def is_settled(metadir: str, tag: str) -> bool:
             return claim.read(8) == b"revoked "
     except FileNotFoundError:
         return not os.path.isdir(metadir)
+
+
+def _is_begun(metadir: str, tag: str) -> bool:
+    """Whether there is a start claim of the attempt: there is none yet, or it was tidied up."""
+    return os.path.exists(f"{metadir}/job.start.{tag}")
+
+
+def _ran_out_of_memory(metadir: str) -> bool:
+    """Whether something in a container that has ended was killed for want of memory."""
+    try:
+        return os.path.getsize(f"{metadir}/job.oom") > 0
+    except FileNotFoundError:
+        return False
 
 
 def _was_told(metadir: str, tag: str) -> bool:
@@ -157,14 +170,14 @@ class Watching:
         phase, code = _PHASES[container.stage], container.exit_code
         if phase is not Phase.ENDED:
             return BackendState(phase)
-        if container.out_of_memory and code != 0:
+        if code != 0 and (container.out_of_memory or _ran_out_of_memory(wanted.metadir)):
             # Something in it was killed; a job that succeeded all the same has succeeded.
             why = "it used more memory than its container may"
             return BackendState(phase, code, JobCause.OUT_OF_MEMORY, why)
-        began = os.path.exists(f"{wanted.metadir}/job.start.{wanted.tag}")
-        if began or code in _WRAPPER_CODES:
+        if _is_begun(wanted.metadir, wanted.tag) or code in _WRAPPER_CODES:
             return BackendState(phase, code, reason=container.words)
         words = container.words or self.client.read_words(wanted)
+        code = parse_setup_code(words, code)
         return BackendState(phase, code, JobCause.SETUP, self._keys.explain(job, words))
 
     # --- what is heard -------------------------------------------------------------------------
@@ -226,7 +239,7 @@ class Watching:
             self._say_ended(job, BackendState(Phase.ENDED, ended.exit_code), ended)
         else:
             state = (await self._call(self._look, {wanted: job}))[wanted]
-            if state.phase is not Phase.ENDED:
+            if state.phase not in (Phase.ENDED, Phase.GONE):
                 return
             self._say_ended(job, state, ended)
         self._clear(wanted)
@@ -270,22 +283,26 @@ class Watching:
             self._spawn(self._call(self.client.remove, *over))
 
     async def sweep(self) -> None:
-        """Remove what is over of this run, and of those before it that were killed.
+        """Remove what is over of runs before this one that were killed.
 
         Raises:
             SchedulerError: If nobody answers.
         """
+        await self._remove_all(
+            container
+            for container in await self._call(self.client.look)
+            if is_settled(container.metadir, container.tag)
+        )
+
+    async def _remove_all(self, containers: Iterable[Container]) -> None:
+        """Remove those that do not run, and are not to stay."""
         over = [
             as_wanted(container)
-            for container in await self._call(self.client.look)
-            if container.stage is not Stage.RUNNING
-            and not container.keep
-            and (container.key in self._killed or is_settled(container.metadir, container.tag))
+            for container in containers
+            if container.stage is not Stage.RUNNING and not container.keep
         ]
         if over:
             await self._call(self.client.remove, *over)
-        for wanted in over:
-            self._followed.pop(wanted.key, None)
 
     def _spawn(self, work: Awaitable[None]) -> None:
         task = asyncio.get_running_loop().create_task(self._log_errors(work))
@@ -307,33 +324,42 @@ class Watching:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_CLOSE_WAIT_S)
         try:
-            await self._await_told()
-            await self.sweep()
+            await self._sweep_at_last()
         except SchedulerError as exc:
             logger.warning("Containers may be left over: %s", exc)
         await self._call(self.client.close)
         if self._listener is not None:
             await self._call(self._listener.join, _CLOSE_WAIT_S)
 
-    async def _await_told(self) -> None:
-        """Wait until those are over that have told their end; end those that take long."""
+    async def _sweep_at_last(self) -> None:
+        """Remove what is over; wait for what is about to be, and end what takes long."""
         until_s = time.monotonic() + _CLOSE_WAIT_S
         pause_s = 0.01
         while True:
-            told = {
-                wanted: job
-                for wanted, job in self._followed.values()
-                if _was_told(wanted.metadir, wanted.tag)
-            }
-            states = await self._call(self._look, told) if told else {}
-            running = [one for one, state in states.items() if state.phase is Phase.RUNNING]
-            if not running:
-                return
-            if time.monotonic() > until_s:
+            followed = [wanted for wanted, _ in self._followed.values()]
+            containers: list[Container] = await self._call(self.client.look, followed)
+            done = [container for container in containers if self._is_done_with(container)]
+            running = [container for container in done if container.stage is Stage.RUNNING]
+            if not running or time.monotonic() > until_s:
                 break
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, 0.2)
-        for one in running:
-            await self._call(partial(self.client.signal, force=True), one)
-        if self._remove():
-            await self._call(self.client.remove, *running)
+        await self._remove_all(done)
+        for one in map(as_wanted, running):
+            if _was_told(one.metadir, one.tag):
+                await self._call(partial(self.client.signal, force=True), one)
+                if self._remove():
+                    await self._call(self.client.remove, one)
+
+    def _is_done_with(self, container: Container) -> bool:
+        """Whether nobody needs a container any more when it has ended.
+
+        Those of attempts that have no claims are of earlier runs, whose jobs have run again since.
+        Or nobody has asked for them in this run: whoever does so later revokes them.
+        """
+        key, metadir, tag = as_wanted(container)
+        if key not in self._followed and not _is_begun(metadir, tag):
+            return True
+        if container.stage is Stage.RUNNING:
+            return _was_told(metadir, tag)
+        return key in self._killed or is_settled(metadir, tag)
