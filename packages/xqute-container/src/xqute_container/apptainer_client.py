@@ -32,7 +32,7 @@ trap : TERM INT HUP QUIT
 told=$3/job.end.$4 left=$3/job.container.$4
 shift 4
 cd /
-words=$("$@" </dev/null 2>&1)
+words=$(exec "$@" </dev/null 2>&1)
 rc=$?
 [[ -e $told ]] || printf '%s\\n' "$rc" "$words" >"$left"
 exit "$rc"
@@ -274,10 +274,14 @@ def _find_supervisors(keys: Collection[str] | None) -> list[_Supervisor]:
         try:
             with open(f"/proc/{pid}/cmdline", "rb") as file:
                 line = file.read()
+            _, found_marker, rest = line.partition(marker)
+            if not found_marker or not line.startswith(JOBCMD_WRAPPER_LANG.encode()):
+                continue
+            # Its child looks the same until it is the program.
+            is_leader = os.getsid(int(pid)) == int(pid)
         except (FileNotFoundError, ProcessLookupError):
             continue  # it has ended meanwhile
-        _, is_ours, rest = line.partition(marker)
-        if is_ours and line.startswith(JOBCMD_WRAPPER_LANG.encode()):
+        if is_leader:
             key, workdir, metadir, tag, *_ = map(os.fsdecode, rest.split(b"\0"))
             if keys is None or key in keys:
                 found.append(_Supervisor(int(pid), key, workdir, metadir, tag))
