@@ -234,8 +234,10 @@ class Watching:
 
     async def _conclude(self, wanted: Wanted, job: Job, ended: Ended) -> None:
         if not self._is_current(wanted, job):
-            pass  # the end of an earlier attempt is known, or nobody's business
-        elif not ended.exit_code and is_settled(wanted.metadir, wanted.tag):
+            # The end of an earlier attempt is known, or nobody's business.
+            self._bury(wanted)
+            return
+        if not ended.exit_code and is_settled(wanted.metadir, wanted.tag):
             self._say_ended(job, BackendState(Phase.ENDED, ended.exit_code), ended)
         else:
             state = (await self._call(self._look, {wanted: job}))[wanted]
@@ -259,12 +261,12 @@ class Watching:
     # --- what is left --------------------------------------------------------------------------
 
     def _clear(self, wanted: Wanted) -> None:
-        """Have a container that has ended removed, if that is recorded; else it is left for later.
+        """Have a container that has ended removed, if that is recorded; else later."""
+        if is_settled(wanted.metadir, wanted.tag):
+            self._bury(wanted)
 
-        Where a call takes long, it removes several of them.
-        """
-        if not is_settled(wanted.metadir, wanted.tag):
-            return
+    def _bury(self, wanted: Wanted) -> None:
+        """Have a container that has ended removed; where a call takes long, several by one."""
         if self._followed.pop(wanted.key, None) is None or not self._remove():
             return
         self._over.append(wanted)
@@ -323,10 +325,14 @@ class Watching:
         self._remove_over()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_CLOSE_WAIT_S)
-        try:
-            await self._sweep_at_last()
-        except SchedulerError as exc:
-            logger.warning("Containers may be left over: %s", exc)
+        for is_last in (False, True):
+            try:
+                await self._sweep_at_last()
+                break
+            except SchedulerError as exc:
+                # Podman stumbles over what is being removed by somebody else.
+                if is_last:
+                    logger.warning("Containers may be left over: %s", exc)
         await self._call(self.client.close)
         if self._listener is not None:
             await self._call(self._listener.join, _CLOSE_WAIT_S)
@@ -358,7 +364,8 @@ class Watching:
         Or nobody has asked for them in this run: whoever does so later revokes them.
         """
         key, metadir, tag = as_wanted(container)
-        if key not in self._followed and not _is_begun(metadir, tag):
+        is_current = key in self._followed and self._is_current(*self._followed[key])
+        if not is_current and not _is_begun(metadir, tag):
             return True
         if container.stage is Stage.RUNNING:
             return _was_told(metadir, tag)
