@@ -124,9 +124,10 @@ def test_what_makes_no_sense_is_named(make, keywords, words):
         make(**keywords)
 
 
-def test_a_workdir_in_a_bucket_cannot_be_mounted(programs):
-    with pytest.raises(ConfigError, match="gs://bucket/x cannot be mounted"):
-        ContainerScheduler("image", workdir="gs://bucket/x")
+def test_of_a_workdir_in_a_bucket_the_folder_that_stands_for_it_is_mounted(programs):
+    scheduler = ContainerScheduler("image", workdir="gs://bucket/x")
+    assert os.path.isabs(scheduler.local_workdir)
+    assert scheduler.volumes == [f"{scheduler.local_workdir}:{DEFAULT_MOUNTED_WORKDIR}"]
 
 
 def test_an_unknown_keyword_is_told_with_what_was_meant(make):
