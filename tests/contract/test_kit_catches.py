@@ -564,7 +564,7 @@ BROKEN = {
     ),
     "test_a_re_attached_job_tells_its_true_end": local(poll_jobs=takes_strangers_for_ended),
     "test_what_ended_while_no_driver_lived_has_its_true_end": writes(
-        'job.end.$xq_tag" "$xq_rc $status', 'job.end.$xq_tag" "0 6'
+        'job.end.$xq_tag$xq_first" "$xq_rc $status', 'job.end.$xq_tag$xq_first" "0 6'
     ),
     "test_a_revoked_attempt_that_starts_late_does_nothing": NO_START_CLAIM,
     "test_a_late_end_of_a_lost_job_changes_nothing": writes(
