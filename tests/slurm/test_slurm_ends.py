@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -183,15 +184,18 @@ async def test_what_the_queue_has_forgotten_accounting_may_know(
 # --- trouble -----------------------------------------------------------------------------------
 
 
-async def test_a_controller_that_is_away_loses_nothing(slurm, tmp_path):
+async def test_a_controller_that_is_away_for_30_s_loses_nothing(slurm, tmp_path):
+    loop = asyncio.get_running_loop()
     async with slurm_run(tmp_path / "w", forks=8) as xq:
         for number in range(16):
             await xq.feed(bash(f"sleep 2; exit {number}"))
         await until_status(*xq.jobs[:4])
         slurm.signal("slurmctld", signal.SIGTERM)
+        back_at_s = loop.time() + 30
         await until(lambda: not slurm.runs("slurmctld"), "it has ended", 30)
         done = [await job.wait() for job in xq.jobs[:4]]
         assert len(done) == 4, "they end without it"
+        await asyncio.sleep(back_at_s - loop.time())
         slurm.start()
     assert [job.rc for job in xq.jobs] == list(range(16))
     assert {job.trial_count for job in xq.jobs} == {0}
