@@ -40,6 +40,23 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("soak_round", range(rounds), ids=lambda n: f"round{n}")
 
 
+def pytest_collection_modifyitems(config, items):
+    """Deselect the promises that a suite of the kit does not try: no skip, for they could run.
+
+    Its class says which are tried: `tried`, a set of names; None: all.
+    """
+    away = [
+        item
+        for item in items
+        if getattr(getattr(item, "cls", None), "tried", None) is not None
+        and item.originalname in item.cls.promises()
+        and item.originalname not in item.cls.tried
+    ]
+    if away:
+        config.hook.pytest_deselected(items=away)
+        items[:] = [item for item in items if item not in set(away)]
+
+
 def pytest_runtest_setup(item):
     for marker in item.iter_markers("needs"):
         missing = [program for program in marker.args if shutil.which(program) is None]

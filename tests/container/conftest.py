@@ -34,20 +34,6 @@ def run(*argv, timeout_s=300, **keywords):
     return done.stdout
 
 
-def pytest_collection_modifyitems(config, items):
-    """Deselect the promises that a class does not try: no skip, since they could run."""
-    away = [
-        item
-        for item in items
-        if getattr(getattr(item, "cls", None), "tried", None) is not None
-        and item.originalname in item.cls.promises()
-        and item.originalname not in item.cls.tried
-    ]
-    if away:
-        config.hook.pytest_deselected(items=away)
-        items[:] = [item for item in items if item not in set(away)]
-
-
 class Engine:
     """A container engine of these tests.
 

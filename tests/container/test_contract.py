@@ -61,7 +61,7 @@ class EngineContract(SchedulerContract):
 
     Attributes:
         engine_name: The fixture of the engine.
-        tried: The promises that are tried; None: all. The others are deselected, see conftest.py.
+        tried: The promises that are tried; None: all. The others are deselected.
     """
 
     engine_name: str
