@@ -45,16 +45,16 @@ def pytest_collection_modifyitems(config, items):
 
     Its class says which are tried: `tried`, a set of names; None: all.
     """
-    away = [
-        item
-        for item in items
-        if getattr(getattr(item, "cls", None), "tried", None) is not None
-        and item.originalname in item.cls.promises()
-        and item.originalname not in item.cls.tried
-    ]
+    away = [item for item in items if not _is_tried(item)]
     if away:
         config.hook.pytest_deselected(items=away)
-        items[:] = [item for item in items if item not in set(away)]
+        items[:] = filter(_is_tried, items)
+
+
+def _is_tried(item):
+    suite = getattr(item, "cls", None)
+    tried = getattr(suite, "tried", None)
+    return tried is None or item.originalname in tried or item.originalname not in suite.promises()
 
 
 def pytest_runtest_setup(item):

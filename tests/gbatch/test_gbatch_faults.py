@@ -111,13 +111,21 @@ async def test_a_deletion_that_fails_changes_no_end(batch, running, code, caplog
         assert "was not deleted" in caplog.text
 
 
-async def test_files_that_a_mount_uploads_in_another_order_tell_the_truth(running):
-    # The status, and the event that tells of it, are there before the exit code and the claim.
+RCS = ("0", "5 7", "6 0")
+
+
+async def run_on_mount(running, option, does):
+    """Run jobs whose attempts end with `RCS`, on a mount with an option; give them ended."""
     async with running(forks=4, error_strategy="retry", num_retries=1) as xq:
         volume = xq.scheduler.config["taskGroups"][0]["taskSpec"]["volumes"][0]
-        volume["mountOptions"].append("--write-back=0.5")
-        scripts = [f"{APPENDS}; rcs=({rcs}); exit ${{rcs[XQUTE_JOB_TRIAL]}}" for rcs in RCS]
-        jobs = [await xq.feed(bash(script)) for script in scripts]
+        volume["mountOptions"].append(option)
+        scripts = [f"{does}; rcs=({rcs}); exit ${{rcs[XQUTE_JOB_TRIAL]}}" for rcs in RCS]
+        return [await xq.feed(bash(script)) for script in scripts]
+
+
+async def test_files_that_a_mount_uploads_in_another_order_tell_the_truth(running):
+    # The status, and the event that tells of it, are there before the exit code and the claim.
+    jobs = await run_on_mount(running, "--write-back=0.5", APPENDS)
     assert [(job.rc, job.trial_count) for job in jobs] == [(0, 0), (7, 1), (0, 1)]
     assert [n_runs(job) for job in jobs] == [1, 2, 2]
 
@@ -127,15 +135,8 @@ async def test_files_that_a_mount_uploads_in_another_order_tell_the_truth(runnin
     await until(lambda: told() == [(b"0", b"6"), (b"7", b"7"), (b"0", b"6")], "files say so", 20)
 
 
-RCS = ("0", "5 7", "6 0")
-
-
 async def test_a_mount_that_remembers_names_for_a_minute_changes_nothing(running):
-    async with running(forks=4, error_strategy="retry", num_retries=1) as xq:
-        volume = xq.scheduler.config["taskGroups"][0]["taskSpec"]["volumes"][0]
-        volume["mountOptions"].append("--stat-ttl=60")
-        scripts = [f"echo x; rcs=({rcs}); exit ${{rcs[XQUTE_JOB_TRIAL]}}" for rcs in RCS]
-        jobs = [await xq.feed(bash(script)) for script in scripts]
+    jobs = await run_on_mount(running, "--stat-ttl=60", "echo x")
     assert [(job.rc, job.trial_count) for job in jobs] == [(0, 0), (7, 1), (0, 1)]
     assert [read(job, "job.stdout") for job in jobs] == [b"x\n"] * 3
 

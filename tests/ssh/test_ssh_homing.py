@@ -62,6 +62,13 @@ def said(index, text=b"x"):
     return b"%d:" % index + text * MUCH + b"\n"
 
 
+def all_is_home(reads, n_jobs):
+    """Each job's hook has read all that it has said; its exit code is its index."""
+    for index in range(n_jobs):
+        status = b"7" if index else b"6"
+        assert reads.files[index, 0] == [said(index), b"err\n", b"%d" % index, status]
+
+
 SAYS = f'printf -v s "%{MUCH}s" ""; printf "%s:%s\\n" "$1" "${{s// /x}}"; echo err >&2; '
 
 
@@ -76,9 +83,7 @@ async def test_much_of_many_jobs_that_end_together_is_home_at_each_end(servers, 
         folder = xq.scheduler.workdir
         await until(lambda: len(list(folder.glob("ready.*"))) == 16, "all have spoken", 60)
         (folder / "go").touch()
-    for index in range(16):
-        status = b"7" if index else b"6"
-        assert reads.files[index, 0] == [said(index), b"err\n", b"%d" % index, status]
+    all_is_home(reads, 16)
 
 
 @pytest.mark.concurrency
@@ -98,9 +103,7 @@ async def test_what_was_written_while_the_connection_was_lost_is_home(own_sshd, 
             lambda: len(list((tmp_path / "there").glob("*/job.end.*"))) == 8, "all have ended", 60
         )
         server.start()
-    for index in range(8):
-        status = b"7" if index else b"6"
-        assert reads.files[index, 0] == [said(index), b"err\n", b"%d" % index, status]
+    all_is_home(reads, 8)
 
 
 @pytest.mark.concurrency
@@ -114,9 +117,7 @@ async def test_a_connection_that_is_lost_in_mid_homing_loses_nothing(own_sshd, u
         for n in (4, 10, 16):
             await until(lambda n=n: len(reads.files) >= n, f"{n} have ended", 60)
             server.cut()
-    for index in range(24):
-        status = b"7" if index else b"6"
-        assert reads.files[index, 0] == [said(index), b"err\n", b"%d" % index, status]
+    all_is_home(reads, 24)
 
 
 @pytest.mark.concurrency

@@ -9,7 +9,7 @@ from ..utils import logger
 from .flight import Flight
 from .lifecycle import End
 
-__all__ = ["claim_lost", "judge", "read_start"]
+__all__ = ["believe", "claim_lost", "judge", "read_start"]
 
 _UNTOLD = "it has ended, but its exit code could not be stored (disk full?)"
 #: What the wrapper exits with if it has not begun.
@@ -47,8 +47,11 @@ def _read_recorded_end(flight: Flight, state: BackendState | None) -> End | None
     except OSError as exc:
         logger.warning("The end of %r cannot be read: %s", flight.job, exc)
         return None
-    if record is None:
-        return None
+    return None if record is None else believe(flight, record, state)
+
+
+def believe(flight: Flight, record: _protocol.EndRecord, state: BackendState | None) -> End:
+    """Give the end that a record of it tells; what the backend says adds why."""
     kill = _is_killed(flight, record.rc)
     return End.from_record(record, state, kill=kill, timeout=flight.timed_out)
 

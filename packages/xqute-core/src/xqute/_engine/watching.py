@@ -17,7 +17,7 @@ from .flight import Flight
 from .lifecycle import End
 from .reconciler import Reconciler
 from .run import ENDED, Run
-from .settle import claim_lost, judge, read_start
+from .settle import believe, claim_lost, judge, read_start
 
 __all__ = ["Watching"]
 
@@ -128,9 +128,7 @@ class Watching:
             self.mark_started(flight, event.epoch_ms / 1000)
         elif event.status == JobStatus.FINISHED and event.run and event.run == flight.run:
             # Its name says all that the claim would, and spares the request.
-            record = EndRecord(event.rc, event.status, "")
-            kill = flight.kill_requested
-            self._land(flight, End.from_record(record, None, kill=kill, timeout=flight.timed_out))
+            self._land(flight, believe(flight, EndRecord(event.rc, event.status, ""), None))
         else:
             soon = partial(self.reconciler.add, flight, _EXPLANATION_PAUSE_S)
             self._look(flight, None, otherwise=soon)  # it may not be seen yet
