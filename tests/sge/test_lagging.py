@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import statistics
-import time
-from pathlib import Path
 
 import pytest
+from lagging.runs import LAG_S, POLL_S, Ends, feed_timed, lagging_workdir
 
-from xqute import Xqute, plugin
+from xqute import Xqute
 from xqute.testing import bash, until
 
 pytestmark = [
@@ -18,47 +16,20 @@ pytestmark = [
     pytest.mark.usefixtures("as_user"),
 ]
 
-MOUNT = Path(__file__).parents[1] / "services" / "lagging" / "mount.py"
-LAG_S, POLL_S = 2.0, 1.0
-
 
 @pytest.fixture
 def lagging(cell, as_user):
     """Makes a run whose workdir the hosts see as it is, and we later."""
-    spec = importlib.util.spec_from_file_location("lagging_mount", MOUNT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    folder, mountpoint = as_user / "folder", as_user / "mount"
-    folder.mkdir()
-    mountpoint.mkdir()
-
-    def make_run(**keywords):
-        opts = {"mounted_workdir": str(folder / "w"), "recheck_interval": 0.5}
-        return Xqute("sge", workdir=mountpoint / "w", scheduler_opts=opts, **keywords)
-
-    with module.mounted(folder, mountpoint, LAG_S, cell.as_root):
-        yield make_run
-
-
-class Ends:
-    """A plugin that notes when jobs are told to have succeeded."""
-
-    def __init__(self):
-        self.told_s = {}
-
-    @plugin.impl
-    async def on_job_succeeded(self, scheduler, job):
-        self.told_s[job.index] = time.time()
+    with lagging_workdir(as_user, cell.as_root) as (workdir, mounted_workdir):
+        opts = {"mounted_workdir": mounted_workdir, "recheck_interval": 0.5}
+        yield lambda **keywords: Xqute("sge", workdir=workdir, scheduler_opts=opts, **keywords)
 
 
 async def test_the_end_is_told_after_the_lag_and_one_poll(lagging):
     ends = Ends()
     async with asyncio.timeout(90), lagging(forks=30, plugins=[ends]) as xq:
-        for number in range(30):
-            end = f"{number % 4}.{number * 37 % 100:02}"  # at any time between two polls
-            await xq.feed(bash(f"sleep {end}; printf %s $EPOCHREALTIME"))
-    late_s = [ends.told_s[job.index] - float(job.stdout_file.read_text()) for job in xq.jobs]
-    assert statistics.median(late_s) <= LAG_S + POLL_S
+        await feed_timed(xq)
+    assert statistics.median(ends.late_s(xq.jobs)) <= LAG_S + POLL_S
     assert [str(job.outcome) for job in xq.jobs] == ["succeeded"] * 30
 
 

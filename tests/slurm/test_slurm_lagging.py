@@ -2,44 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import statistics
-import time
-from pathlib import Path
 
 import pytest
+from lagging.runs import LAG_S, POLL_S, Ends, feed_timed, lagging_workdir
 
-from xqute import Xqute, plugin
+from xqute import Xqute
 from xqute.testing import bash, until
 
 pytestmark = pytest.mark.needs("slurmctld", "slurmd", "munged", "sbatch", "fusermount3", root=True)
-
-MOUNT = Path(__file__).parents[1] / "services" / "lagging" / "mount.py"
-LAG_S, POLL_S = 2.0, 1.0
 
 
 @pytest.fixture
 def lagging(tmp_path):
     """A run's options: its workdir as seen from here, and from the nodes."""
-    spec = importlib.util.spec_from_file_location("lagging_mount", MOUNT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    folder, mountpoint = tmp_path / "folder", tmp_path / "mount"
-    folder.mkdir()
-    mountpoint.mkdir()
-    with module.mounted(folder, mountpoint, LAG_S):
-        yield {"workdir": mountpoint / "w", "mounted_workdir": str(folder / "w")}
-
-
-class Ends:
-    """A plugin that notes when jobs are told to have succeeded."""
-
-    def __init__(self):
-        self.told_s = {}
-
-    @plugin.impl
-    async def on_job_succeeded(self, scheduler, job):
-        self.told_s[job.index] = time.time()
+    with lagging_workdir(tmp_path) as (workdir, mounted_workdir):
+        yield {"workdir": workdir, "mounted_workdir": mounted_workdir}
 
 
 async def test_the_end_is_told_after_the_lag_and_one_poll(slurm, lagging):
@@ -48,11 +26,8 @@ async def test_the_end_is_told_after_the_lag_and_one_poll(slurm, lagging):
     async with Xqute(
         "slurm", workdir=lagging["workdir"], forks=30, plugins=[ends], scheduler_opts=opts
     ) as xq:
-        for number in range(30):
-            end = f"{number % 4}.{number * 37 % 100:02}"  # at any time between two polls
-            await xq.feed(bash(f"sleep {end}; printf %s $EPOCHREALTIME"))
-    late_s = [ends.told_s[job.index] - float(job.stdout_file.read_text()) for job in xq.jobs]
-    assert statistics.median(late_s) <= LAG_S + POLL_S
+        await feed_timed(xq)
+    assert statistics.median(ends.late_s(xq.jobs)) <= LAG_S + POLL_S
     assert [str(job.outcome) for job in xq.jobs] == ["succeeded"] * 30
 
 
