@@ -493,6 +493,7 @@ class Lagging:
 def test_files_that_are_not_listed_yet_are_removed_all_the_same(tmp_path, monkeypatch):
     job = Job(0, "true", tmp_path)
     job.write_file("job.wrapped.ssh", "")
+    job.jid = 7
     lagging = Lagging(monkeypatch, tmp_path, 3600)
     os.listdir(f"{tmp_path}/0")
     # Another machine writes what this one has not listed.

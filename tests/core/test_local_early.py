@@ -153,3 +153,21 @@ async def test_the_end_of_one_that_never_had_its_turn_is_not_told(end):
     table.detach()
     assert told == [(other, "other", 3)]
     assert not table.give_turn(early)
+
+
+async def test_none_is_started_in_vain(monkeypatch, tmp_path):
+    """The jobs of a plan are on their way, also while others are submitted before them."""
+    monkeypatch.setattr("xqute._engine.submitting._TURN_S", 0.0)
+    started = []
+    for name in ("spawn", "spawn_early"):
+        method = getattr(ProcessTable, name)
+
+        def counts(self, argv, job, method=method):
+            started.append(job.index)
+            return method(self, argv, job)
+
+        monkeypatch.setattr(ProcessTable, name, counts)
+    async with Xqute(workdir=tmp_path / "wd", forks=6) as xq:
+        for _ in range(40):
+            await xq.feed(["true"])
+    assert sorted(started) == list(range(40))

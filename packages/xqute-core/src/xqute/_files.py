@@ -101,18 +101,21 @@ def read_text(path: str, limit_bytes: int = 65536) -> str | None:
         os.close(fd)
 
 
-def make_dir(path: str) -> None:
+def make_dir(path: str) -> bool:
     """Make a folder that only the user can enter, with its parents.
 
     One that is there is taken if it is the user's own; from then on nobody else may write there.
 
     A cloud has no folders: nothing is done there.
 
+    Returns:
+        Whether it was made; False: it was there.
+
     Raises:
         OSError: If it cannot be made, or what has its name is somebody else's, or no folder.
     """
     if _clouds.is_far(path):
-        return
+        return False
     try:
         _take_dir(path)
     except FileNotFoundError:
@@ -120,6 +123,9 @@ def make_dir(path: str) -> None:
             _mkdir(path)
         except FileExistsError:  # it has come to be just now
             _take_dir(path)
+        else:
+            return True
+    return False
 
 
 def _mkdir(path: str) -> None:

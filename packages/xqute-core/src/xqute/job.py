@@ -113,6 +113,7 @@ class Job:
         "_cmd",
         "_driver",
         "_envs",
+        "_is_fresh",
         "_jid",
         "_metadir",
         "_rare",
@@ -183,12 +184,12 @@ class Job:
             self.error_retry = error_retry  # a descriptor of the class
         if num_retries is not None:
             self.num_retries = num_retries  # likewise
-        self._make_folder()
+        #: Whether the folder was made by us, and no attempt has begun.
+        self._is_fresh = self._make_folder()
 
-    def _make_folder(self) -> None:
-        """Make the job's folder, if it is on this machine."""
-        if not self.is_far:
-            _files.make_dir(self.local_dir)
+    def _make_folder(self) -> bool:
+        """Make the job's folder, if it is on this machine; False: it was not made just now."""
+        return not self.is_far and _files.make_dir(self.local_dir)
 
     @property
     def is_far(self) -> bool:
@@ -202,7 +203,7 @@ class Job:
             OSError: If the job's folder there cannot be made.
         """
         self.staging = staging
-        self._make_folder()
+        self._is_fresh = self._make_folder()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}-{self.index}({self.jid}): ({self.cmd})>"
@@ -325,6 +326,7 @@ class Job:
     @jid.setter
     def jid(self, jid: int | str | None) -> None:
         self._jid = jid
+        self._is_fresh = False
         self.note_file("job.jid", "" if jid is None else str(jid))
 
     # --- files ---------------------------------------------------------------------------------
@@ -422,6 +424,7 @@ class Job:
         """Forget the native id and the exit code: another attempt follows."""
         self._jid = None
         self._rc = None
+        self._is_fresh = False
 
     def clean(self, retry: bool = False) -> None:
         """Remove what an attempt left in the job's folder, if there can be anything.
@@ -468,8 +471,10 @@ class Job:
         except FileNotFoundError:
             self._make_folder()
             return []
+        if not names or self._is_fresh:
+            return names
         # The listing may be behind the times, so what counts is gone for by name.
-        return [*{*names, *_ATTEMPT_FILES}] if names else []
+        return [*{*names, *_ATTEMPT_FILES}]
 
     def _remove(self, names: list[str]) -> None:
         # Claims of attempts that have ended, too; the others still forbid a late start, and so do

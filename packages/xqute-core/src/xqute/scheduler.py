@@ -341,11 +341,11 @@ class Scheduler(ABC):
 
     @property
     def n_early(self) -> int:
-        """How many jobs `prepare` is for; 0: it is not called."""
+        """How many of the jobs that wait are named to `prepare`; 0: it is not called."""
         return 0
 
     def prepare(self, jobs: Sequence[Job]) -> None:
-        """Get ready for the jobs that are the next to be submitted.
+        """Get ready for the jobs that are the next to be submitted, planned ones first.
 
         Called again whenever these are others; those that are not named again, and were not
         submitted, may never be. Jobs that plugins may still change or stop are not named. Raises

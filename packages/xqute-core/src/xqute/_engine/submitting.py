@@ -154,11 +154,13 @@ class Submitting:
 
     def _look_ahead(self) -> None:
         """Have the backend get ready for the next jobs, once those with room are on their way."""
+        if self._run.scheduler.n_early and "on_job_submitting" not in self._run.hooks:
+            self._run.loop.call_soon(self._prepare)
+
+    def _prepare(self) -> None:
         scheduler = self._run.scheduler
-        if scheduler.n_early and "on_job_submitting" not in self._run.hooks:
-            self._run.loop.call_soon(
-                lambda: scheduler.prepare([*islice(self._waiting, scheduler.n_early)])
-            )
+        planned = [job for submission in self._plans for job in submission.jobs]
+        scheduler.prepare([*planned, *islice(self._waiting, scheduler.n_early)])
 
     def _on_the_way(self) -> Iterator[Job]:
         """Give the jobs that take up room."""

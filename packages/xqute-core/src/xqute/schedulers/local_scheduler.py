@@ -97,6 +97,8 @@ class LocalScheduler(Scheduler):
         for job in self._early.keys() - set(jobs):
             self._table.dismiss(self._early.pop(job))
         for job in jobs:
+            if len(self._early) >= _N_EARLY:
+                break
             has_resources = self.resources is not None or job.resources is not None
             if job in self._early or has_resources or job.is_far:
                 continue

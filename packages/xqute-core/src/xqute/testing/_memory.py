@@ -24,8 +24,9 @@ class MemoryJob(Job):
         self._texts: dict[str, str] | None = None
         super().__init__(*args, **kwargs)
 
-    def _make_folder(self) -> None:
+    def _make_folder(self) -> bool:
         """Make none."""
+        return False
 
     @property
     def jid(self) -> int | str | None:
