@@ -10,6 +10,7 @@ from collections import Counter
 import pytest
 
 from xqute import JobOutcome, JobStatus, Xqute, _faults
+from xqute.defaults import DEFAULT_KILL_TIMEOUT_S
 from xqute.errors import JobChangedError, SchedulerError
 from xqute.testing import Behaviour, HookRecorder, ManualClock, MemoryScheduler, Tells, until
 
@@ -341,6 +342,31 @@ def test_a_changed_command_ends_the_old_one_and_runs(world):
     assert world.accepted == {0: 2}
     took_s = world.clock.now_s - began_s
     assert took_s == pytest.approx(RUNS_S, abs=30), "the old one was not waited for"
+
+
+@pytest.mark.parametrize("stays_s", [5.0, 1e6], ids=["a moment", "for ever"])
+def test_the_new_one_waits_until_the_backend_has_the_old_one_no_more(world, monkeypatch, stays_s):
+    """An end is told by the job itself, and its backend may still be clearing away after it."""
+    assert world.run("old", dies_at=("after-journal", 1)) is None
+    asked_s, submitted_s = [], []
+
+    async def is_there(self, job):
+        asked_s.append(world.clock.now_s)
+        if len(asked_s) == 2:
+            raise SchedulerError("that is not known now")
+        return world.clock.now_s < asked_s[0] + stays_s
+
+    def behave(job):
+        submitted_s.append(world.clock.now_s)
+        return Behaviour()
+
+    monkeypatch.setattr(MemoryScheduler, "job_is_running", is_there)
+    world.behave = behave
+    [job] = world.run("new", on_change="rerun")
+    assert (job.outcome, job.adopted) == (JobOutcome.SUCCEEDED, False)
+    assert len(asked_s) > 3
+    [submitted_s] = submitted_s
+    assert submitted_s - asked_s[0] == pytest.approx(min(stays_s, DEFAULT_KILL_TIMEOUT_S), abs=1.5)
 
 
 def test_a_kill_intent_is_carried_out_by_the_next_run(world, monkeypatch):

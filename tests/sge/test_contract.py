@@ -6,8 +6,7 @@ import sys
 
 import pytest
 
-from xqute import JobOutcome
-from xqute.testing import SchedulerContract, bash, overrides_contract, run_chaos
+from xqute.testing import SchedulerContract, run_chaos
 from xqute_sge import SgeScheduler
 
 pytestmark = [pytest.mark.needs("sge_qmaster", "sge_execd"), pytest.mark.usefixtures("as_user")]
@@ -27,27 +26,6 @@ class TestSge(SchedulerContract):
     def break_submissions(self, scheduler):
         scheduler.config["q"] = "no-such-queue"
         return 'unknown queue "no-such-queue"'
-
-    @overrides_contract
-    async def test_on_change_rerun_ends_the_old_and_runs_the_new(self, rig):
-        """The queue shows the old one for up to a second: its processes are asked for instead."""
-        word = f"xqute-sge-{rig.workdir.parent.name}"
-        first = rig.xqute()
-        await rig.feed_ready(first, bash('echo ready; exec -a "$1" sleep 60', word))
-        assert rig.find_processes(word)
-        await first.detach()
-        alive = []
-        async with rig.running(on_change="rerun") as xq:
-            submit = xq.scheduler.submit
-
-            async def looks(submission):
-                alive.append(rig.find_processes(word))
-                return await submit(submission)
-
-            xq.scheduler.submit = looks
-            job = await xq.feed(rig.command(3))
-        assert alive == [[]]
-        assert (job.rc, job.outcome) == (3, JobOutcome.FAILED)
 
 
 @pytest.mark.timeout(3600)

@@ -187,12 +187,6 @@ class SgeScheduler(ClusterScheduler):
                 self._verified[number] = await self.client.verify(number, self.client_timeout_s)
                 return
 
-    async def job_is_running(self, job: Job) -> bool:
-        """Tell whether the queue has the job; it may, for a second, when that has told its end."""
-        if job.jid is not None and self._read_end(job) is not None:
-            return False
-        return await super().job_is_running(job)
-
     async def poll_jobs(self, jobs: Sequence[Job]) -> Mapping[Job, BackendState]:
         """Tell about jobs; see `ClusterScheduler`. A job in error has ended: it is told why."""
         states: dict[Job, BackendState] = {}

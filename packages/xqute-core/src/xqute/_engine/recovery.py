@@ -263,8 +263,29 @@ class Recovery:
             return False
         job.started_at = job.submitted_at = None
         job.enter(JobStatus.INIT)
-        self._run_again(job, first=True)
+        if case.is_unwanted:
+            self._run.chains.add(job, partial(self._until_gone, job))
+        self._run.chains.then(job, partial(self._run_again, job, first=True))
         return True
+
+    async def _until_gone(self, job: Job) -> None:
+        """Wait until the backend has an attempt no more that was ended, and has told its end.
+
+        What it has left running in the background may live until the backend clears it away.
+        """
+        scheduler = self._run.scheduler
+        until_s = self._run.loop.time() + scheduler.kill_timeout_s
+        pause_s = 0.05
+        while self._run.loop.time() < until_s:
+            try:
+                async with asyncio.timeout_at(until_s):
+                    if not await scheduler.job_is_running(job):
+                        return
+            except Exception as exc:  # noqa: BLE001  # a backend may raise anything: unknown, then
+                logger.debug("%s: is %r still there? %r", scheduler.name, job, exc)
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, 1.0)
+        logger.warning("%s: %r is still there, and runs again", scheduler.name, job)
 
     def _is_no_more(self, flight: Flight) -> bool:
         """Whether it is proven that no process of an attempt is left: on this machine alone."""
