@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 
+import pytest
+
 from xqute import SubmitError, Xqute
+from xqute.plugin import plugin
 from xqute.testing import Behaviour, Fault, ManualClock, MemoryScheduler, until
 
 
@@ -97,3 +100,72 @@ async def test_a_refusal_of_many_is_one_refusal_and_keeps_their_order(tmp_path):
             await xq.feed("a")
     assert order == list(range(40))
     assert time.monotonic() - began_s < 20, "forty refusals at once are not forty in a row"
+
+
+class OneByOne:
+    """A clock on which each look takes longer than a turn of the event loop may."""
+
+    def __init__(self):
+        self.now_s = 0.0
+
+    def perf_counter(self):
+        self.now_s += 1.0
+        return self.now_s
+
+    def __getattr__(self, name):
+        return getattr(time, name)
+
+
+class Turns:
+    """Counts turns of the event loop, and notes in which each job was submitted."""
+
+    def __init__(self):
+        self.n_turns = 0
+        self.submitted = {}
+        self.on_first = None
+
+    def count(self):
+        self.n_turns += 1
+        asyncio.get_running_loop().call_soon(self.count)
+
+    @plugin.impl
+    async def on_job_submitted(self, scheduler, job):
+        if not self.submitted and self.on_first is not None:
+            self.on_first()
+        self.submitted[job.index] = self.n_turns
+
+
+@pytest.fixture
+def turns(monkeypatch):
+    monkeypatch.setattr("xqute._engine.submitting.time", OneByOne())
+    return Turns()
+
+
+async def test_what_was_accepted_together_is_noted_in_many_turns_of_the_loop(tmp_path, turns):
+    """Noting takes a file each: a thousand at once would keep the loop from others for long."""
+    turns.count()
+    async with gathering(tmp_path, 60, forks=50, plugins=[turns]) as xq:
+        for _ in range(50):
+            await xq.feed("a")
+    assert len(set(turns.submitted.values())) == 50
+    assert len(xq.scheduler.calls.submit) <= 2
+
+
+async def test_an_answer_for_many_is_noted_for_all_if_its_task_is_cancelled(tmp_path, turns):
+    """As the end of an event loop does it, or a stop: no answer may be lost half-way."""
+
+    def cancel():
+        for task in asyncio.all_tasks():
+            if "_submit_plans" in repr(task.get_coro()):
+                cancelled.append(task.cancel())
+
+    cancelled = []
+    turns.on_first = cancel
+    async with gathering(tmp_path, 60, forks=50, plugins=[turns]) as xq:
+        for _ in range(50):
+            await xq.feed("a")
+    assert cancelled == [True]
+    assert [job.rc for job in xq.jobs] == [0] * 50
+    assert [job.trial_count for job in xq.jobs] == [0] * 50
+    assert sum(xq.scheduler.calls.submit) == 50, "none was submitted again"
+    assert sorted(turns.submitted) == list(range(50))

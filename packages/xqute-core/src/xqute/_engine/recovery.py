@@ -277,6 +277,8 @@ class Recovery:
         until_s = self._run.loop.time() + scheduler.kill_timeout_s
         pause_s = 0.05
         while self._run.loop.time() < until_s:
+            if self._run.is_detached or self._run.is_doomed(job):
+                return
             try:
                 async with asyncio.timeout_at(until_s):
                     if not await scheduler.job_is_running(job):

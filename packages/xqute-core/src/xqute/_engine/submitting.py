@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 
@@ -253,16 +254,14 @@ class Submitting:
             task.result()
 
     async def _submit_plans(self) -> None:
-        turn_ends_s = time.perf_counter() + _TURN_S
+        turn = _Turn()
         while self._plans:
             submission = self._plans.popleft()
             self._n_planned -= len(submission.jobs)
             if self._plans:
                 self._run.loop.call_soon(self._spread)
             await self._submit(submission)
-            if time.perf_counter() > turn_ends_s:
-                await asyncio.sleep(0)
-                turn_ends_s = time.perf_counter() + _TURN_S
+            await turn.pause()
 
     async def _submit(self, submission: Submission) -> None:
         """Submit one plan. Whatever happens, each of its jobs is somewhere afterwards."""
@@ -288,13 +287,22 @@ class Submitting:
         finally:
             self._n_awaited -= 1
         _faults.reach("after-answer")
+        await self._book(flights, answers)
+
+    async def _book(
+        self, flights: list[Flight], answers: Mapping[Job, int | str | Exception]
+    ) -> None:
+        """Note what the backend has said, of all these attempts: also if this task is cancelled."""
         refused = []
+        turn = _Turn()
         for flight in flights:
             answer = answers.get(flight.job, SubmitError("The backend gave no answer for this job"))
             if isinstance(answer, Exception):
                 refused.append((flight, answer))
             else:
                 self._is_accepted(flight, answer)
+            with suppress(asyncio.CancelledError):
+                await turn.pause()
         # Those that go back to wait are put before the others, so the first must come last.
         for flight, error in reversed(refused):
             await self._is_refused(flight, error)
@@ -347,7 +355,9 @@ class Submitting:
     async def _clean(self, flights: list[Flight]) -> OSError | None:
         """Remove what earlier attempts have left; a job that this fails for is refused."""
         failure = None
+        turn = _Turn()
         for flight in flights:
+            await turn.pause()
             try:
                 await self._run.files.call(flight.job, flight.job.clean)
             except OSError as exc:
@@ -474,3 +484,16 @@ class Submitting:
         """Wait for no answer any more."""
         for task in self._tasks:
             task.cancel()
+
+
+class _Turn:
+    """A turn of the event loop, which is handed on when it has taken long enough."""
+
+    def __init__(self) -> None:
+        self._ends_s = time.perf_counter() + _TURN_S
+
+    async def pause(self) -> None:
+        """Let others have their turn, if this one is over."""
+        if time.perf_counter() > self._ends_s:
+            await asyncio.sleep(0)
+            self._ends_s = time.perf_counter() + _TURN_S
