@@ -41,9 +41,11 @@ def render_launcher(
         wait_s: Seconds that a file system may take to show the wrapper.
         restarts: Whether Grid Engine may start the job again.
     """
+    width = max(map(len, folders))
     parameters = {
         "xq_workdir": quote(workdir),
-        "xq_folders": f"({' '.join(folders)})",
+        "xq_folders": quote("".join(folder.ljust(width) for folder in folders)),
+        "xq_width": str(width),
         "xq_tag": quote(tag),
         "xq_wrapper": quote(wrapper),
         "xq_grace_ds": str(max(1, round(grace_s * 10))),

@@ -6,8 +6,9 @@
 # `launcher.py` renders it: the lines between #@ are an example, and comments and indentation are dropped.
 #@ parameters
 xq_workdir=/tmp
-xq_folders=(0) # the jobs' in it, in the order of the tasks; -: nothing is to be done
-xq_tag=tag     # what the claims of these attempts are named after
+xq_folders='0 ' # the jobs' in it, in the order of the tasks, in columns (an array takes bash milliseconds); -: nothing is to be done
+xq_width=2      # of a column
+xq_tag=tag      # what the claims of these attempts are named after
 xq_wrapper=job.wrapped.sge
 xq_grace_ds=100 # tenths of a second between TERM and KILL
 xq_limit_s=0    # the job's h_rt; 0: none is known
@@ -63,8 +64,9 @@ if [[ ${SGE_TASK_ID-undefined} != undefined ]]; then
     XQUTE_NATIVE_ID+=.$SGE_TASK_ID
     xq_place=$((SGE_TASK_ID - 1))
 fi
-xq_dir=$xq_workdir/${xq_folders[xq_place]}
-if [[ ${xq_folders[xq_place]} == - ]]; then exit 0; fi
+xq_folder=${xq_folders:xq_place*xq_width:xq_width}
+xq_dir=$xq_workdir/${xq_folder// }
+if [[ $xq_dir == "$xq_workdir/-" ]]; then exit 0; fi
 # A network file system may need a moment until it shows what was written just now.
 for ((xq_n = xq_wait_ds; xq_n > 0; xq_n--)); do
     if [[ -r $xq_dir/$xq_wrapper ]]; then break; fi

@@ -19,7 +19,7 @@ from ..defaults import JOBCMD_WRAPPER_LANG
 from ..job import Job
 from ..wrapper import quote
 
-__all__ = ["Plans", "render_dispatch"]
+__all__ = ["Plans", "render_choice", "render_dispatch"]
 
 #: How many plans are remembered; the others are read again when they are needed.
 _MANY = 256
@@ -142,26 +142,26 @@ def render_dispatch(
             processes of the job are to get; empty: there is none.
         restarted: The variable that says how often the backend has started the task again; empty:
             it does not do that, and an attempt that has been started is not begun.
-        shell: What runs the wrapper.
+        shell: What runs the wrapper where it needs a process of its own.
     """
-    start = "exec " if not forward else ""
-    run = f'{shell} -p "$xq_dir"/{wrapper_name}' + (f" {tag}" if restarted else "")
+    wrapper = f'"$xq_dir"/{wrapper_name}' + (f" {tag}" if restarted else "")
     first = f"${{{restarted}:-0}} == 0 && " if restarted else ""
     lines = [
         head.rstrip("\n"),
-        f"xq_folders=({' '.join(folders)})",
-        f"xq_dir={quote(workdir)}/${{xq_folders[{place}]}}",
+        *render_choice(folders, place),
+        f"xq_dir={quote(workdir)}/$xq_folder",
         f"[[ {first}-e $xq_dir/job.start.{tag} ]] && exit 121",
-        f"{start}{run}",
     ]
-    if forward:
-        lines[-1:] = [
+    if not forward:
+        lines.append(f". {wrapper}")  # by this shell: to start another costs as much as `true`
+    else:
+        lines += [
             # First of all: without it the signal would end this script, and so the job.
             f"trap 'trap : {forward}; kill -s {forward} 0' {forward}",
             "trap : TERM",
             # In braces: a plain background command would ignore SIGINT. With exec: a shell between
             # the two would be ended by that signal, and so the job.
-            f"{{ exec {run}; }} &",
+            f"{{ exec {shell} -p {wrapper}; }} &",
             "while :; do",
             '    wait "$!"; xq_rc=$?',
             # A wait that a signal interrupted says 128 and more; so may the job.
@@ -170,6 +170,23 @@ def render_dispatch(
             'exit "$xq_rc"',
         ]
     return "\n".join([*lines, ""])
+
+
+def render_choice(folders: Sequence[str], place: str) -> list[str]:
+    """Give the lines of a script that set `xq_folder` to the one at a place of these.
+
+    Each task reads all of them: one word of columns, where an array would take bash milliseconds.
+
+    Args:
+        folders: Of letters, digits and hyphens.
+        place: A bash arithmetic expression that gives it, from 0.
+    """
+    width = max(map(len, folders))
+    return [
+        f"xq_folders='{''.join(folder.ljust(width) for folder in folders)}'",
+        f"xq_folder=${{xq_folders:({place})*{width}:{width}}}",
+        "xq_folder=${xq_folder// }",
+    ]
 
 
 def _plans_in(workdir: str) -> list[str]:
