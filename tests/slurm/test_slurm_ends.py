@@ -214,6 +214,66 @@ async def test_a_controller_that_is_killed_and_started_again(new_slurm, tmp_path
     assert [(job.metadir / "runs").read_text() for job in xq.jobs] == ["x\n"] * 6
 
 
+ONCE = 'echo x >>"$XQUTE_JOB_METADIR/runs"; '
+
+
+def runs_of(job):
+    return (job.metadir / "runs").read_text()
+
+
+async def kill_slurmd(slurm, name):
+    slurm.signal(name, signal.SIGKILL)
+    await until(lambda: not slurm.runs(name), "it has ended", 30)
+
+
+async def test_a_node_daemon_that_is_killed_and_started_again(new_slurm, tmp_path):
+    slurm = new_slurm(nodes=1)
+    [daemon] = [file.stem for file in (slurm.folder / "pid").glob("slurmd-*.pid")]
+    go = tmp_path / "go"
+    wait = f"{ONCE} until [[ -e {go} ]]; do sleep 0.05; done"
+    async with slurm_run(tmp_path / "w") as xq:
+        meanwhile = [await xq.feed(bash(f"{ONCE} sleep 2; exit {rc}")) for rc in (0, 3)]
+        later = [await xq.feed(bash(f"{wait}; exit {rc}")) for rc in (0, 4)]
+        await until_status(*xq.jobs)
+        await kill_slurmd(slurm, daemon)
+        sent = await xq.feed(bash(f"{ONCE} exit 5"))
+        await until(lambda: sent.submitted_at is not None, "it is submitted", 60)
+        assert [str(await job.wait()) for job in meanwhile] == ["succeeded", "failed"]
+        slurm.start()
+        go.touch()
+    assert [job.rc for job in (*meanwhile, *later, sent)] == [0, 3, 0, 4, 5]
+    assert [runs_of(job) for job in xq.jobs] == ["x\n"] * 5
+    assert [job.trial_count for job in (*meanwhile, *later)] == [0] * 4
+
+
+async def test_the_jobs_of_a_node_whose_daemon_stays_dead_run_again_elsewhere(new_slurm, tmp_path):
+    """Slurm does not do that by itself, under the same id: it says that their node has failed."""
+    slurm = new_slurm(nodes=2, cpus=1)
+    async with slurm_run(tmp_path / "w", num_retries=0) as xq:
+        command = (
+            'echo "$SLURMD_NODENAME" >>"$XQUTE_JOB_METADIR/nodes"; '
+            'until [[ -e "$XQUTE_JOB_METADIR/go" ]]; do sleep 0.05; done; exit 6'
+        )
+        jobs = [await xq.feed(bash(command)) for _ in range(2)]
+        await until_status(*jobs)
+
+        def nodes_of(job):
+            file = job.metadir / "nodes"
+            return file.read_text().split() if file.exists() else []
+
+        await until(lambda: all(map(nodes_of, jobs)), "both run", 60)
+        [lost], [kept] = map(nodes_of, jobs)
+        await kill_slurmd(slurm, f"slurmd-{lost}")
+        await until(lambda: jobs[0].trial_count == 1, "its node has failed", 120)
+        jobs[1].write_file("go", "")
+        await until(lambda: len(nodes_of(jobs[0])) > 1, "it runs again", 60)
+        jobs[0].write_file("go", "")
+    assert [(job.rc, job.trial_count) for job in jobs] == [(6, 1), (6, 0)]
+    assert jobs[0].last_cause == "NODE_FAILED"
+    assert nodes_of(jobs[0]) == [lost, kept]
+    assert nodes_of(jobs[1]) == [kept]
+
+
 async def test_a_queue_that_never_answers_delays_no_end(slurm, shims, tmp_path):
     shims.put("squeue", "exec sleep 1000")
     async with slurm_run(tmp_path / "w", opts={"client_timeout_s": 1.0}) as xq:
