@@ -155,9 +155,8 @@ async def test_an_answer_for_many_is_noted_for_all_if_its_task_is_cancelled(tmp_
     """As the end of an event loop does it, or a stop: no answer may be lost half-way."""
 
     def cancel():
-        for task in asyncio.all_tasks():
-            if "_submit_plans" in repr(task.get_coro()):
-                cancelled.append(task.cancel())
+        tasks = [t for t in asyncio.all_tasks() if "_submit_plans" in repr(t.get_coro())]
+        cancelled.extend(task.cancel() for task in tasks)
 
     cancelled = []
     turns.on_first = cancel
