@@ -19,9 +19,13 @@ xq_restarts=''  # 1: Grid Engine may start the job again
 # What it exits with where the job's own code would mean something else to Grid Engine (99, 100), or to us.
 xq_rc_unspeakable=117 xq_rc_unseen=118 xq_rc_time_limit=119 xq_rc_deleted=120
 
-# Nothing is ever written to it: a read from it is a pause without a process.
-exec 8<> <(:)
-xq_pause() { read -r -t 0.1 -u 8; }
+# A read from what nothing is ever written to is a pause without a process. To make that takes one, so only whoever pauses does.
+xq_piped=''
+xq_pause() {
+    if [[ -z $xq_piped ]]; then exec 8<> <(:); fi
+    xq_piped=1
+    read -r -t 0.1 -u 8
+}
 
 # Somebody wants the job ended. Where nothing was started yet, nothing will be.
 # shellcheck disable=SC2317,SC2329  # reached through the trap
