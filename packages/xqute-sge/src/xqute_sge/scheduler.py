@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Final
 
 from xqute import Job, JobCause, SchedulerError, SubmitError
 from xqute.cluster import ClusterScheduler, QueueRow
-from xqute.cluster.queue import Snapshot
 from xqute.scheduler import BackendState, Phase, Submission
 
 from . import options, parse
@@ -194,7 +193,7 @@ class SgeScheduler(ClusterScheduler):
         for job in jobs:
             if job.jid is not None:
                 self._watched.add(str(job.jid).partition(".")[0])
-            told = self._read_end(job) if job.jid is not None else None
+            told = self.read_end(job) if job.jid is not None else None
             if told is not None and told.rc != 0:
                 # Nothing knows better: the launcher, if it has ended the job, and else the wrapper.
                 states[job] = self._read_note(job) or BackendState(Phase.ENDED, told.rc)
@@ -256,12 +255,14 @@ class SgeScheduler(ClusterScheduler):
         """Whether neither queue nor accounting has a job: it was deleted while it was pending."""
         return jid in self._unaccounted
 
-    def _explain_no_start(self, job: Job, state: BackendState, queue: Snapshot) -> BackendState:
+    def explain_no_start(
+        self, job: Job, state: BackendState, rows: Mapping[str, QueueRow]
+    ) -> BackendState:
         """Say why a job is over that never began: Grid Engine may have lost it, or see the base."""
         if str(job.jid) in self._forgotten:
             why = f"Grid Engine has lost it before it started: {state.reason}"
             return BackendState(Phase.ENDED, None, JobCause.NODE_FAILED, why)
-        return super()._explain_no_start(job, state, queue)
+        return super().explain_no_start(job, state, rows)
 
     # --- killing -------------------------------------------------------------------------------
 

@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from ..errors import SchedulerError
-from ..scheduler import BackendState
+from ..scheduler import BackendState, Phase
 
-__all__ = ["Queue", "QueueRow", "Snapshot"]
+__all__ = ["Queue", "QueueRow", "Snapshot", "has_ended"]
 
 #: Between two looks while something is about to end, and how long it may be so.
 _HURRY_INTERVAL_S, _HURRY_S = 1.0, 60.0
@@ -35,6 +35,11 @@ class QueueRow(NamedTuple):
     name: str
     state: BackendState
     waits_for_ever: bool = False
+
+
+def has_ended(row: QueueRow | None) -> bool:
+    """Whether the queue has a job as ended: that it stays, however old the look."""
+    return row is not None and row.state.phase is Phase.ENDED
 
 
 class Snapshot(NamedTuple):

@@ -16,9 +16,9 @@ from ..errors import ConfigError, SchedulerError, SubmitError
 from ..job import Job
 from ..scheduler import BackendState, Phase, Scheduler, Submission
 from ..utils import logger
-from . import restarts
 from .arrays import Plans, render_dispatch
-from .queue import Queue, QueueRow, Snapshot
+from .asking import Asking
+from .queue import Queue, QueueRow, Snapshot, has_ended
 from .rounds import Rounds
 
 __all__ = ["ClusterScheduler", "QueueRow"]
@@ -29,8 +29,6 @@ _TURN_S = 0.005
 _ARRAY_MARK = "[]"
 #: How old may be what is told of a single job.
 _SAME_LOOK_S = 1.0
-#: How many missing jobs are remembered until old ones are forgotten, and what is old.
-_MANY_MISSED, _FORGET_S = 1000, 600.0
 _MAX_PREFIX = 40
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]")
 
@@ -79,12 +77,10 @@ class ClusterScheduler(Scheduler):
         self._together = self.array_size
         self._plans = Plans()
         self._queue = Queue(self.read_queue)
-        #: Since when (monotonic) attempts are missing, by their submission keys.
-        self._missed: dict[str, float] = {}
+        self._asking = Asking(self, self._queue)
         self._kill_rounds = {
             force: Rounds(partial(self._kill, force=force)) for force in (False, True)
         }
-        self._told_reasons: set[str] = set()
 
     # --- what a backend says -------------------------------------------------------------------
 
@@ -100,6 +96,8 @@ class ClusterScheduler(Scheduler):
 
     def build_head(self, options: Sequence[str], name: str, n_tasks: int | None) -> str:
         """Give the first lines of a script with these options: the shebang, and one line each.
+
+        The shell is bash with ``-p``, and runs the wrapper of a job by itself.
 
         Args:
             options: As `build_options` gives them.
@@ -139,6 +137,22 @@ class ClusterScheduler(Scheduler):
     def was_removed(self, jid: str, rows: Mapping[str, QueueRow]) -> bool:
         """Whether it is certain that a job which the queue does not have was taken out of it."""
         return False
+
+    def explain_no_start(
+        self, job: Job, state: BackendState, rows: Mapping[str, QueueRow]
+    ) -> BackendState:
+        """Say why a job that is over never began: it was removed, or did not see its folder."""
+        if state.phase is not Phase.ENDED:
+            removed = self.was_removed(str(job.jid), rows)
+            why = "it was removed from the queue by somebody else, before it started"
+            ended = BackendState(Phase.ENDED, None, JobCause.REQUESTED, why)
+            return ended if removed else state
+        words = f" ({state.reason})" if state.reason else ""
+        why = (
+            f"{self.name} says that it ran{words}, but it left nothing in {self.mounted_dir(job)}: "
+            "does its machine see that folder, and may it write there?"
+        )
+        return state._replace(rc=1, cause=JobCause.SETUP, reason=why)
 
     async def end_jobs(self, waiting: Sequence[str], running: Sequence[str], force: bool) -> None:
         """Remove waiting jobs; send TERM to all processes of running ones, or KILL with `force`.
@@ -341,10 +355,10 @@ class ClusterScheduler(Scheduler):
             return False
         max_age_s = min(_SAME_LOOK_S, self.recheck_interval)
         queue = await self._queue.recent(max_age_s, [str(job.jid)])
-        row = self._row_of(job, queue.rows)
-        return row is not None and not _has_ended(row)
+        row = self.row_of(job, queue.rows)
+        return row is not None and not has_ended(row)
 
-    def _row_of(self, job: Job, rows: Mapping[str, QueueRow]) -> QueueRow | None:
+    def row_of(self, job: Job, rows: Mapping[str, QueueRow]) -> QueueRow | None:
         """Find a job among others. Ids are used again: its name must be the right one, too."""
         row = rows.get(str(job.jid))
         if row is None:
@@ -356,174 +370,19 @@ class ClusterScheduler(Scheduler):
         return row if 0 <= row.place < len(tasks) and tasks[row.place] == mine else None
 
     async def poll_jobs(self, jobs: Sequence[Job]) -> Mapping[Job, BackendState]:
-        """Tell about jobs from one look at the queue, which may serve several questions.
-
-        A job that has left the queue, or ended there, is GONE at first: its files may take a moment
-        to be seen. After `lost_grace_s` it is told how it ended, as far as the queue or accounting
-        knows. Jobs of which nothing can be told yet are left out.
+        """Tell about jobs: see `Asking`.
 
         Raises:
             SchedulerError: If the queue did not answer.
         """
-        states = {job: BackendState(Phase.GONE) for job in jobs if job.jid is None}
-        records = {job: self._read_end(job) for job in jobs if job.jid is not None}
-        for job in [job for job, record in records.items() if record and record.rc == 0]:
-            del records[job]  # the queue knows nothing better
-            states[job] = BackendState(Phase.ENDED, 0)
-        queue = await self._look_at_queue(records) if records else self._queue.last
-        if queue is None:
-            return states
-        over: dict[Job, QueueRow | None] = {}
-        for job, record in records.items():
-            row = self._row_of(job, queue.rows)
-            if not (_has_ended(row) or self._queue.is_fresh(queue, str(job.jid))):
-                continue
-            if row is not None and not _has_ended(row):
-                self._missed.pop(self.submission_key(job), None)
-                self._tell_why_it_waits(job, row)
-                states[job] = row.state
-            elif record is None and self._is_awaited(job, row):
-                states[job] = BackendState(Phase.GONE)
-            else:
-                over[job] = row
-        states.update(self._settle_restarts(over, records))
-        states.update(await self._explain(over, records, queue))
-        return states
+        return await self._asking.poll(jobs)
 
-    async def _look_at_queue(
-        self, records: Mapping[Job, _protocol.EndRecord | None]
-    ) -> Snapshot | None:
-        """Look for these jobs, of which some have told their end; None: it is too early."""
-        seen = self._queue.last.rows if self._queue.last else {}
-        jids = []
-        for job, record in records.items():
-            row = self._row_of(job, seen)
-            if not _has_ended(row):
-                jids.append(str(job.jid))
-                if record is not None or self._may_be_over(job, row):
-                    self._queue.touch(str(job.jid), hurry=True)
-        return await self._queue.look(jids, self.recheck_interval) if jids else self._queue.last
-
-    def _may_be_over(self, job: Job, row: QueueRow | None) -> bool:
-        """Whether a start of a job has ended, and it is not known to wait for another."""
-        waits = row is not None and row.state.phase is Phase.PENDING
-        return self.may_restart(job) and not waits and self._read_last_end(job) is not None
-
-    def _read_last_end(self, job: Job) -> _protocol.EndRecord | None:
-        return restarts.read_last_end(job.local_dir, self.claim_tag(job))
-
-    def _is_awaited(self, job: Job, row: QueueRow | None) -> bool:
-        """Whether what a job has left, which is over, may still come to be seen."""
-        if self._missed_s(job) >= self.lost_grace_s:
-            return False
-        last = None if row is None else self._read_last_end(job)
-        return row is None or last is None or last.rc != row.state.rc
-
-    def _settle_restarts(
-        self, over: dict[Job, QueueRow | None], records: Mapping[Job, _protocol.EndRecord | None]
-    ) -> dict[Job, BackendState]:
-        """Take out those that the backend has started again or may have, and tell their ends."""
-        states = {}
-        for job in [job for job in over if records[job] is None]:
-            last = self._read_last_end(job)
-            if last is not None:
-                restarts.settle(job.local_dir, self.claim_tag(job), last)
-                row = over.pop(job)
-                ended = BackendState(Phase.ENDED, last.rc)
-                has_succeeded = last.rc == 0 and not last.cause
-                states[job] = ended if row is None or has_succeeded else row.state
-        return states
-
-    def _read_end(self, job: Job) -> _protocol.EndRecord | None:
+    def read_end(self, job: Job) -> _protocol.EndRecord | None:
+        """Give what a job itself has said of its end; None: nothing, or that cannot be seen."""
         try:
             return _protocol.read_end_record(job.local_dir, self.claim_tag(job))
         except OSError:
             return None
-
-    def _missed_s(self, job: Job) -> float:
-        """For how long the queue has not had a job any more."""
-        now_s = time.monotonic()
-        since_s = self._missed.setdefault(self.submission_key(job), now_s)
-        if len(self._missed) > _MANY_MISSED:
-            recent = {k: then_s for k, then_s in self._missed.items() if now_s - then_s < _FORGET_S}
-            self._missed = recent
-        return now_s - since_s
-
-    async def _explain(
-        self,
-        over: Mapping[Job, QueueRow | None],
-        records: Mapping[Job, _protocol.EndRecord | None],
-        queue: Snapshot,
-    ) -> dict[Job, BackendState]:
-        """Say how jobs ended that the queue does not have, or has as ended."""
-        untold = {
-            str(job.jid)
-            for job, row in over.items()
-            if row is None or (row.state.rc is None and not row.state.cause)
-        }
-        told: Mapping[str, QueueRow] = {}
-        lag_s = 0.0
-        if untold:
-            try:
-                told = await self.read_accounting(sorted(untold))
-                lag_s = self.accounting_lag_s
-            except SchedulerError as exc:
-                logger.debug("%s: no accounting: %s", self.name, exc)
-        states = {}
-        for job, row in over.items():
-            heard = self._row_of(job, told)
-            if not _has_ended(heard):  # accounting may never hear of an end, too
-                if str(job.jid) in untold and self._missed_s(job) < lag_s:
-                    continue
-                heard = None
-            best = heard or row
-            state = best.state if best is not None else BackendState(Phase.GONE)
-            if records[job] is None and not state.cause and not self._has_started(job):
-                explained = self._explain_no_start(job, state, queue)
-                # A file system that lags may hide that it has: its claim can be made only once.
-                if explained.cause and self._never_starts(job):
-                    state = explained
-            states[job] = state
-        return states
-
-    def _has_started(self, job: Job) -> bool:
-        start_claim = _protocol.start_claim_path(job.local_dir, self.claim_tag(job))
-        try:
-            return _protocol.claim_exists(start_claim)
-        except OSError:
-            return True  # that is not known
-
-    def _never_starts(self, job: Job) -> bool:
-        """Make sure that a job that is over has not started; False: it has, or nobody knows."""
-        try:
-            return _protocol.revoke_start(job.local_dir, self.claim_tag(job), "driver")
-        except OSError:
-            return False
-
-    def _explain_no_start(self, job: Job, state: BackendState, queue: Snapshot) -> BackendState:
-        """Say why a job that is over never began: it was removed, or did not see its folder."""
-        if state.phase is not Phase.ENDED:
-            removed = self.was_removed(str(job.jid), queue.rows)
-            why = "it was removed from the queue by somebody else, before it started"
-            ended = BackendState(Phase.ENDED, None, JobCause.REQUESTED, why)
-            return ended if removed else state
-        words = f" ({state.reason})" if state.reason else ""
-        why = (
-            f"{self.name} says that it ran{words}, but it left nothing in {self.mounted_dir(job)}: "
-            "does its machine see that folder, and may it write there?"
-        )
-        return state._replace(rc=1, cause=JobCause.SETUP, reason=why)
-
-    def _tell_why_it_waits(self, job: Job, row: QueueRow) -> None:
-        if not row.waits_for_ever or job.reason == row.state.reason:
-            return
-        job.reason = row.state.reason
-        if row.state.reason not in self._told_reasons:
-            self._told_reasons.add(row.state.reason)
-            logger.warning(
-                "%s: %r cannot start, unless something is changed: %s",
-                *(self.name, job, row.state.reason),
-            )
 
     # --- killing -------------------------------------------------------------------------------
 
@@ -557,8 +416,8 @@ class ClusterScheduler(Scheduler):
         waiting: list[str] = []
         running: list[str] = []
         for job in jobs:
-            row = None if job.jid is None else self._row_of(job, queue.rows)
-            if row is not None and not _has_ended(row):
+            row = None if job.jid is None else self.row_of(job, queue.rows)
+            if row is not None and not has_ended(row):
                 (running if row.state.phase is Phase.RUNNING else waiting).append(str(job.jid))
         try:
             if waiting or running:
@@ -566,8 +425,3 @@ class ClusterScheduler(Scheduler):
         finally:
             for jid in (*waiting, *running):
                 self._queue.touch(jid, hurry=True)
-
-
-def _has_ended(row: QueueRow | None) -> bool:
-    """Whether the queue has a job as ended: that it stays, however old the look."""
-    return row is not None and row.state.phase is Phase.ENDED
