@@ -188,6 +188,17 @@ def test_a_bucket_that_is_not_there_is_an_error_that_names_it(cloud):
 # --- claims, jobs, events and the lock -----------------------------------------------------------
 
 
+def test_claims_go_with_their_attempt_once_it_has_ended(folder):
+    """Those of each start, too, where a backend has started it again; others forbid a start."""
+    folder = f"{folder}/7"
+    claims = ["job.end.a-0", "job.end.a-0.1", "job.start.a-0", "job.start.a-0.1"]
+    left = ["job.end.b-0.0", "job.restarts.b-0", "job.start.b-0", "job.start.c-0"]
+    for name in (*claims, "job.restarts.a-0", *left):
+        _clouds.put(f"{folder}/{name}", b"")
+    Job(7, ["true"], folder.removesuffix("/7")).clean()
+    assert sorted(_clouds.names(folder)) == left
+
+
 def test_claims_hold(folder):
     assert _protocol.revoke_start(folder, "0123abcd-0", "driver")
     assert _protocol.read_start_claim(folder, "0123abcd-0").revoked

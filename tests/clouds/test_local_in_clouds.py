@@ -41,6 +41,11 @@ def _touching_store():
     return {n for n, p in promises.items() if p.__qualname__.split(".")[0] in _WITH_STORE}
 
 
+def _touch(job, *names):
+    for name in names:
+        Path(job.local_dir, name).touch()
+
+
 @pytest.mark.usefixtures("store", "nothing_waits")
 class Staged(SchedulerContract):
     scheme: ClassVar[str]
@@ -95,16 +100,20 @@ class TestLocalInGoogle(Staged):
             await scheduler.submit_job_and_update_status(broken)
             assert b"empty command" in _clouds.get(f"{broken.metadir}/job.stderr")
 
-    async def test_an_attempt_that_was_given_up_keeps_its_claims_here(self, rig):
+    async def test_an_attempt_that_was_given_up_keeps_its_claim_here(self, rig):
         """So that it does not start late, even in a later run."""
         async with rig.running() as xq:
             job = await xq.feed(["true"])
             _protocol.revoke_start(job.local_dir, "0123abcd-0", "driver")
-        assert sorted(os.listdir(job.local_dir)) == [
-            f"job.end.{xq.scheduler.claim_tag(job)}",
-            "job.start.0123abcd-0",
-            f"job.start.{xq.scheduler.claim_tag(job)}",
-        ]
+        assert os.listdir(job.local_dir) == ["job.start.0123abcd-0"]
+
+    async def test_claims_of_each_start_by_a_backend_go_with_their_attempt(self, rig):
+        """One of them has no end of its own, since the attempt's was that of a later start."""
+        async with rig.running() as xq:
+            job = await xq.feed(["true"])
+            _touch(job, "job.start.0123abcd-0", "job.start.0123abcd-0.1")
+            _touch(job, "job.end.0123abcd-0", "job.restarts.0123abcd-0")
+        assert not os.path.exists(job.local_dir)  # noqa: ASYNC240  # nothing else runs
 
 
 class TestLocalInAmazon(Staged):

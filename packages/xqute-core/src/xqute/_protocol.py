@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
 from typing import Final, NamedTuple
@@ -35,10 +36,13 @@ __all__ = [
     "read_end_record",
     "read_start_claim",
     "revoke_start",
+    "sort_claims",
     "start_claim_path",
     "start_time",
     "write_end",
 ]
+
+_CLAIMS: Final = ("job.start.", "job.end.", "job.restarts.")
 
 # One read is enough for every file here; a longer one is not ours.
 _READ_BYTES: Final = 4096
@@ -116,6 +120,17 @@ def claim_exists(path: str) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def sort_claims(names: Iterable[str]) -> tuple[set[str], set[str]]:
+    """Of a job's files, give the claims of attempts that have ended, and those of others.
+
+    Where the backend may start an attempt again, each of its starts has claims of its own, and the
+    attempt a mark that says so; all end with the attempt.
+    """
+    claims = {name for name in names if name.startswith(_CLAIMS)}
+    ended = {name for name in claims if f"job.end.{name.split('.')[2]}" in claims}
+    return ended, claims - ended
 
 
 def read_start_claim(metadir: str, tag: str) -> StartClaim | None:

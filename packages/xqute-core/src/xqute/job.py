@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
-from . import _clouds, _files
+from . import _clouds, _files, _protocol
 from ._checks import check_index
 from ._clouds import soon
 from ._clouds.staging import upload_folder
@@ -511,10 +511,8 @@ def _remove_far(folder: str) -> None:
     """
     soon.settle(folder)
     names = set(_clouds.names(folder))
-    ends = {name for name in names if name.startswith("job.end.")}
-    starts = {f"job.start.{name.removeprefix('job.end.')}" for name in ends}
-    old = (names & _ATTEMPT_FILES) | ends | (names & starts)
-    _clouds.delete([f"{folder}/{name}" for name in old])
+    ended, _ = _protocol.sort_claims(names)
+    _clouds.delete([f"{folder}/{name}" for name in (names & _ATTEMPT_FILES) | ended])
 
 
 def _as_words(cmd: Any) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from .. import _clouds
+from .. import _clouds, _protocol
 from .._clouds import soon
 from ..defaults import JobOutcome
 from ..job import Job
@@ -21,7 +21,6 @@ __all__ = ["FileWork"]
 
 T = TypeVar("T")
 
-_CLAIMS: Final = ("job.start.", "job.end.")
 #: Requests under way at once.
 _N_THREADS: Final = 16
 
@@ -122,18 +121,15 @@ class FileWork:
             return
         try:
             names = os.listdir(job.local_dir)
-            started, ended = (
-                {name.removeprefix(claim) for name in names if name.startswith(claim)}
-                for claim in _CLAIMS
-            )
-            if started <= ended:
+            _, kept = _protocol.sort_claims(names)
+            if not kept:
                 shutil.rmtree(job.local_dir)
                 return
             for name in names:
                 path = f"{job.local_dir}/{name}"
                 if os.path.isdir(path):
                     shutil.rmtree(path)
-                elif not name.startswith(_CLAIMS):
+                elif name not in kept:
                     os.unlink(path)
         except FileNotFoundError:
             return  # somebody has removed it
