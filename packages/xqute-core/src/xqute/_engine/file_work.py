@@ -50,8 +50,10 @@ class FileWork:
 
     async def call(self, job: Job, work: Callable[[], T]) -> T:
         """Give what `work` gives, or raise what it raises."""
-        if not job.is_far:
-            return work()
+        return await self.call_far(job, work) if job.is_far else work()
+
+    async def call_far(self, job: Job, work: Callable[[], T]) -> T:
+        """Likewise for work that makes requests, wherever the job has its files."""
         answer: asyncio.Future[asyncio.Future[T]] = self._loop.create_future()
 
         def then(done: asyncio.Future[T]) -> None:

@@ -90,7 +90,11 @@ class Recovery:
         entry = self._entries.pop(job.index)
         job.run_id, job.trial_count, job.gpus = entry.run_id, entry.attempt, entry.gpus
         is_same = entry.digest == self._run.digest(job)
-        end = await self._run.files.call(job, partial(self._end_of, job, entry))
+        files = self._run.files
+        end = await files.call(job, partial(self._end_of, job, entry, job.local_dir))
+        if end is None and job.staging is not None:
+            # It may have been uploaded and removed here before the journal was told, or elsewhere.
+            end = await files.call_far(job, partial(self._end_of, job, entry, str(job.metadir)))
         if end is None:
             if not is_same and self._on_change == "error" and await self._may_live(job, entry):
                 self._entries[job.index] = entry
@@ -107,14 +111,14 @@ class Recovery:
         else:
             self._run_again(job)
 
-    def _end_of(self, job: Job, entry: Entry) -> End | None:
-        """Give how the attempt has ended, by the journal or by the job's own word."""
+    def _end_of(self, job: Job, entry: Entry, folder: str) -> End | None:
+        """Give how the attempt has ended, by the journal or by the job's own word in its folder."""
         if entry.outcome is not None:
             return End(entry.outcome, entry.rc, entry.cause)
         if not self._run.scheduler.uses_wrapper:
             return None
         try:
-            record = _protocol.read_end_record(job.local_dir, entry.tag)
+            record = _protocol.read_end_record(folder, entry.tag)
         except OSError as exc:
             logger.warning("The end of %r cannot be read: %s", job, exc)
             return None
