@@ -7,10 +7,11 @@ import getpass
 import json
 import os
 import time
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from xqute.errors import ConfigError, SchedulerError, SubmitError
+from xqute.errors import ConfigError, SchedulerError, SubmitError, XquteWarning
 from xqute.job import Job
 from xqute.path import SpecPath
 from xqute.scheduler import BackendState, Phase, Scheduler, Submission
@@ -30,7 +31,7 @@ from .options import (
     sanitize_label,
 )
 from .parse import KEY_LABEL, RUN_LABEL, run_of_key
-from .spec import build_job, complete_config
+from .spec import build_job, build_runnable, complete_config
 
 __all__ = ["GbatchScheduler"]
 
@@ -114,7 +115,8 @@ class GbatchScheduler(Scheduler):
         if delete_jobs not in _DELETES:
             raise ConfigError(f"delete_jobs must be one of {', '.join(_DELETES)}: {delete_jobs!r}")
         if config.pop("gcloud", None) is not None:
-            _warn_about_gcloud()
+            words = "gbatch talks to Batch itself; gcloud= is ignored"
+            warnings.warn(words, XquteWarning, stacklevel=3)
         self._mount_path = str(config.pop("mounted_workdir", None) or MOUNTED_WORKDIR)
         super().__init__(*args, **config)
         check_prefix(self.jobname_prefix)
@@ -129,20 +131,22 @@ class GbatchScheduler(Scheduler):
         mounts = [*parse_mounts(mount), *parse_mounts(volumes, "volumes")]
         if volume_as_cwd:
             self.cwd = self.cwd or find_cwd(volume_as_cwd, mounts)
+        interface = {
+            "network": network,
+            "subnetwork": subnetwork,
+            "noExternalIpAddress": no_external_ip_address,
+        }
+        machine = {"machineType": machine_type, "provisioningModel": provisioning_model}
         self.config, self.runnable_index = complete_config(
             self.config,
-            workdir=Mount(self._remote_workdir(), self._mount_path),
-            mounts=mounts,
-            service_account=service_account,
-            network=network,
-            subnetwork=subnetwork,
-            no_external_ip_address=no_external_ip_address,
-            machine_type=machine_type,
-            provisioning_model=provisioning_model,
-            image_uri=image_uri,
-            entrypoint=entrypoint,
-            commands=commands,
-            runnables=runnables,
+            volumes=[Mount(self._remote_workdir(), self._mount_path), *mounts],
+            runnable=build_runnable(image_uri, entrypoint, commands),
+            others=runnables,
+            allocation={
+                "serviceAccount": {"email": service_account},
+                "network": {"networkInterfaces": [interface]},
+                "instances": [{"policy": machine}],
+            },
             user=_user(),
         )
         self._client: BatchClient | None = None
@@ -490,11 +494,3 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return f"uid-{os.getuid()}"
-
-
-def _warn_about_gcloud() -> None:
-    import warnings
-
-    from xqute.errors import XquteWarning
-
-    warnings.warn("gbatch talks to Batch itself; gcloud= is ignored", XquteWarning, stacklevel=4)

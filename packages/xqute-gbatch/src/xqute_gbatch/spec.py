@@ -18,7 +18,7 @@ from .options import Mount, check_labels, sanitize_label
 if TYPE_CHECKING:
     from xqute.resources import Resources
 
-__all__ = ["build_job", "complete_config", "fill_in"]
+__all__ = ["build_job", "build_runnable", "complete_config", "fill_in"]
 
 #: What a runnable may say beside what it runs.
 _RUNS: Final = ("container", "script", "barrier")
@@ -28,21 +28,21 @@ _CONTAINER_KEYS: Final = ("image_uri", "imageUri", "entrypoint", "commands")
 def complete_config(
     config: Mapping[str, Any],
     *,
-    workdir: Mount,
-    mounts: Sequence[Mount] = (),
-    service_account: str | None = None,
-    network: str | None = None,
-    subnetwork: str | None = None,
-    no_external_ip_address: bool | None = None,
-    machine_type: str | None = None,
-    provisioning_model: str | None = None,
-    image_uri: str | None = None,
-    entrypoint: str | None = None,
-    commands: str | Sequence[str] | None = None,
-    runnables: Sequence[Mapping[str, Any]] | None = None,
-    user: str = "",
+    volumes: Sequence[Mount],
+    runnable: Mapping[str, Any],
+    others: Sequence[Mapping[str, Any]] | None,
+    allocation: Mapping[str, Any],
+    user: str,
 ) -> tuple[dict[str, Any], int]:
     """Give the message that all jobs have in common, and which of its runnables is the job.
+
+    Args:
+        config: What the user says in REST spelling.
+        volumes: The workdir, and the other mounts.
+        runnable: The job, as `build_runnable` gives it.
+        others: What runs beside it, as the user says it.
+        allocation: What else the user says of VMs, in REST spelling; None: nothing.
+        user: Whose jobs they are, for a label.
 
     Raises:
         ConfigError: If something in it cannot be.
@@ -52,25 +52,12 @@ def complete_config(
     group = _first_group(message)
     spec = _mapping(group, "taskSpec", "taskGroups[0].taskSpec")
     _check_counts(group, spec)
-    _add_volumes(spec, [workdir, *mounts])
-    index = _add_runnables(
-        spec, _job_runnable(image_uri, entrypoint, commands), _extra_runnables(runnables)
-    )
-    names = {mount.name: mount.path for mount in mounts if mount.name}
-    if names:
-        environment = _mapping(spec, "environment", "taskSpec.environment")
-        _complete(_mapping(environment, "variables", "taskSpec.environment.variables"), names)
-    _add_policy(
-        message,
-        service_account=service_account,
-        network={
-            "network": network,
-            "subnetwork": subnetwork,
-            "noExternalIpAddress": no_external_ip_address,
-        },
-        policy={"machineType": machine_type, "provisioningModel": provisioning_model},
-    )
-    _complete(message, {"logsPolicy": {"destination": "CLOUD_LOGGING"}})
+    _add_volumes(spec, volumes)
+    index = _add_runnables(spec, runnable, _extra_runnables(others))
+    names = {mount.name: mount.path for mount in volumes if mount.name}
+    _complete(spec, {"environment": {"variables": names}}, "taskSpec.")
+    _complete(message, {"allocationPolicy": allocation})
+    message.setdefault("logsPolicy", {"destination": "CLOUD_LOGGING"})
     labels = {"xqute": "true", "user": user}
     account = message.get("allocationPolicy", {}).get("serviceAccount", {}).get("email")
     if account:
@@ -78,6 +65,31 @@ def complete_config(
     given = check_labels(message.get("labels") or {})
     message["labels"] = {**{key: sanitize_label(text) for key, text in labels.items()}, **given}
     return message, index
+
+
+def build_runnable(
+    image_uri: str | None, entrypoint: str | None, commands: str | Sequence[str] | None
+) -> dict[str, Any]:
+    """Give the runnable of the job, with places for the shell and the script.
+
+    Raises:
+        ConfigError: If there is none for the script, or there is no container to enter.
+    """
+    if isinstance(commands, str):
+        commands = [commands]
+    if commands is not None and not any("{script}" in word for word in commands):
+        raise ConfigError(f"commands must have a place for the script, {{script}}: {commands!r}")
+    if image_uri is None:
+        if entrypoint is not None:
+            raise ConfigError("entrypoint needs an image_uri: without one there is no container")
+        words = ["{lang}", "-p", "{script}"] if commands is None else commands
+        return {"script": {"text": " ".join(words)}}
+    container: dict[str, Any] = {
+        "image_uri": image_uri,
+        "entrypoint": entrypoint or JOBCMD_WRAPPER_LANG,
+        "commands": ["-p", "{script}"] if commands is None else list(commands),
+    }
+    return {"container": container}
 
 
 def build_job(
@@ -177,10 +189,28 @@ def _first(parent: dict[str, Any], key: str, where: str) -> dict[str, Any]:
     return items[0]
 
 
-def _complete(target: dict[str, Any], defaults: Mapping[str, Any]) -> None:
+def _complete(target: dict[str, Any], defaults: Mapping[str, Any], where: str = "") -> None:
+    """Add what is not there yet, however deep; of a list that is there, to its first item.
+
+    None, and what holds nothing else, says nothing.
+    """
     for key, value in defaults.items():
-        if value is not None:
+        if not _says_something(value):
+            continue
+        if isinstance(value, Mapping):
+            _complete(_mapping(target, key, f"{where}{key}"), value, f"{where}{key}.")
+        elif isinstance(value, list) and isinstance(value[0], Mapping):
+            _complete(_first(target, key, f"{where}{key}"), value[0], f"{where}{key}[0].")
+        else:
             target.setdefault(key, value)
+
+
+def _says_something(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_says_something, value.values()))
+    if isinstance(value, list):
+        return any(map(_says_something, value))
+    return value is not None
 
 
 def _first_group(message: dict[str, Any]) -> dict[str, Any]:
@@ -210,27 +240,6 @@ def _add_volumes(spec: dict[str, Any], mounts: Iterable[Mount]) -> None:
         for mount in mounts
     ]
     volumes[:] = [*mine, *volumes]
-
-
-def _job_runnable(
-    image_uri: str | None, entrypoint: str | None, commands: str | Sequence[str] | None
-) -> dict[str, Any]:
-    """Give the runnable of the job, with places for the shell and the script."""
-    if isinstance(commands, str):
-        commands = [commands]
-    if commands is not None and not any("{script}" in word for word in commands):
-        raise ConfigError(f"commands must have a place for the script, {{script}}: {commands!r}")
-    if image_uri is None:
-        if entrypoint is not None:
-            raise ConfigError("entrypoint needs an image_uri: without one there is no container")
-        words = ["{lang}", "-p", "{script}"] if commands is None else commands
-        return {"script": {"text": " ".join(words)}}
-    container: dict[str, Any] = {
-        "image_uri": image_uri,
-        "entrypoint": entrypoint or JOBCMD_WRAPPER_LANG,
-        "commands": ["-p", "{script}"] if commands is None else list(commands),
-    }
-    return {"container": container}
 
 
 def _extra_runnables(
@@ -269,7 +278,7 @@ def _shape(runnable: dict[str, Any]) -> dict[str, Any]:
 
 def _add_runnables(
     spec: dict[str, Any],
-    mine: dict[str, Any],
+    mine: Mapping[str, Any],
     extra: tuple[list[dict[str, Any]], list[dict[str, Any]]],
 ) -> int:
     runnables = _list(spec, "runnables", "taskSpec.runnables")
@@ -289,45 +298,21 @@ def _add_runnables(
     return len(before)
 
 
-def _add_policy(
-    message: dict[str, Any],
-    *,
-    service_account: str | None,
-    network: Mapping[str, Any],
-    policy: Mapping[str, Any],
-) -> None:
-    if service_account is None and not any(
-        value is not None for value in (*network.values(), *policy.values())
-    ):
-        return
-    allocation = _mapping(message, "allocationPolicy", "allocationPolicy")
-    if service_account is not None:
-        account = _mapping(allocation, "serviceAccount", "allocationPolicy.serviceAccount")
-        _complete(account, {"email": service_account})
-    if any(value is not None for value in network.values()):
-        interfaces = _mapping(allocation, "network", "allocationPolicy.network")
-        where = "allocationPolicy.network.networkInterfaces"
-        _complete(_first(interfaces, "networkInterfaces", where), network)
-    if any(value is not None for value in policy.values()):
-        instance = _first(allocation, "instances", "allocationPolicy.instances")
-        _complete(_mapping(instance, "policy", "allocationPolicy.instances[0].policy"), policy)
-
-
 def _add_resources(message: dict[str, Any], spec: dict[str, Any], resources: Resources) -> None:
     compute = {
         "cpuMilli": str(resources.cpus * 1000),
         "memoryMib": None if resources.memory_mib is None else str(resources.memory_mib),
         "bootDiskMib": None if resources.disk_mib is None else str(resources.disk_mib),
     }
-    _complete(_mapping(spec, "computeResource", "taskSpec.computeResource"), compute)
+    _complete(spec, {"computeResource": compute}, "taskSpec.")
     if resources.walltime_s is not None:
-        _complete(spec, {"maxRunDuration": f"{resources.walltime_s:g}s"})
+        spec.setdefault("maxRunDuration", f"{resources.walltime_s:g}s")
     if resources.gpus:
-        allocation = _mapping(message, "allocationPolicy", "allocationPolicy")
-        instance = _first(allocation, "instances", "allocationPolicy.instances")
-        policy = _mapping(instance, "policy", "allocationPolicy.instances[0].policy")
         gpu = {"count": str(resources.gpus)}
         if resources.gpu_type is not None:
             gpu["type"] = resources.gpu_type
-        _complete(policy, {"accelerators": [gpu]})
-        _complete(instance, {"installGpuDrivers": True})
+        allocation = _mapping(message, "allocationPolicy", "allocationPolicy")
+        instance = _first(allocation, "instances", "allocationPolicy.instances")
+        policy = _mapping(instance, "policy", "allocationPolicy.instances[0].policy")
+        policy.setdefault("accelerators", [gpu])
+        instance.setdefault("installGpuDrivers", True)
