@@ -84,7 +84,6 @@ def make_scheduler(batch, make_workdir):
         scheduler.first_recheck_s = 0.1
         scheduler.lost_grace_s = 0.4
         scheduler.upload_interval_s = 0.2
-        scheduler.linger_s = min(scheduler.linger_s, 0.5)
         return scheduler
 
     return make

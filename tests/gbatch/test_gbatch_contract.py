@@ -47,7 +47,6 @@ class TestGbatch(SchedulerContract):
     def tune(self, scheduler):
         super().tune(scheduler)
         scheduler.kill_timeout_s = 20.0
-        scheduler.linger_s = min(scheduler.linger_s, 0.3)
 
     def make_workdir(self, tmp_path, name):
         return f"gs://bucket/{uuid.uuid4().hex}/{name}"
