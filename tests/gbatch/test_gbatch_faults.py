@@ -105,6 +105,8 @@ async def test_a_deletion_that_fails_changes_no_end(batch, running, code, caplog
     batch.ask("fault", rpc="DeleteJob", code=code)
     async with running(opts={"delete_jobs": "ended"}) as xq:
         job = await xq.feed(bash("true"))
+        await job.wait()
+        await until(lambda: batch.ask("states")[job.jid] == "SUCCEEDED", "Batch says so, too", 30)
     assert job.outcome == JobOutcome.SUCCEEDED
     if code == "UNAVAILABLE":
         await until(lambda: job.jid not in batch.ask("states"), "it was repeated", 20)
@@ -189,8 +191,9 @@ async def test_a_limit_of_batch_is_told(batch, running):
 
 async def test_a_job_that_somebody_else_cancels_is_no_success(batch, running):
     async with running() as xq:
-        job = await xq.feed(bash("trap '' TERM; sleep 60"))
-        await until(lambda: job.status is JobStatus.RUNNING, "it runs", 30)
+        job = await xq.feed(bash("trap '' TERM; echo ready; sleep 60"))
+        stdout = f"{job.metadir}/job.stdout"
+        await until(lambda: _clouds.get(stdout) == b"ready\n", "it ignores a TERM", 30)
         await xq.scheduler._connect().cancel([job.jid])
     assert job.outcome == JobOutcome.FAILED
     assert "not by this run" in job.reason
