@@ -139,6 +139,29 @@ def test_clean_leaves_the_files_of_the_user(tmp_path):
     assert (job.metadir / "output" / "result.txt").read_text() == "mine"
 
 
+def test_a_file_that_is_replaced_is_whole_for_whoever_opens_it_meanwhile(tmp_path, monkeypatch):
+    """An attempt may be submitted twice: bash opens its script while it is written again."""
+    job = Job(0, "true", tmp_path)
+    job.write_file("job.wrapped.local", "old" * 99)
+    path = job.metadir / "job.wrapped.local"
+    seen = []
+
+    def looking_first(do):
+        def look_and_do(*args):
+            seen.append(path.read_text())
+            return do(*args)
+
+        return look_and_do
+
+    for name in ("open", "write", "rename", "unlink"):
+        monkeypatch.setattr(os, name, looking_first(getattr(os, name)))
+    job.write_file("job.wrapped.local", "new" * 99)
+    assert seen
+    assert set(seen) == {"old" * 99}
+    assert path.read_text() == "new" * 99
+    assert [each.name for each in job.metadir.iterdir()] == ["job.wrapped.local"]
+
+
 def test_clean_for_a_retry_keeps_the_files_under_the_trial_count(tmp_path):
     job = Job(0, "true", tmp_path)
     _fill(job)

@@ -48,21 +48,32 @@ def freshen(folder: str) -> None:
 def write_text(path: str, text: str, mode: int = 0o600) -> None:
     """Replace `path`; bytes that are no text travel as surrogates.
 
-    What is there is not changed but removed: somebody may be reading it, bash a script for one.
+    What is there is not changed but replaced at once by the whole: somebody may be reading it, or
+    be about to, bash a script for one.
 
     Raises:
-        OSError: If it could not be written whole (a full disk leaves it short).
+        OSError: If it could not be written whole. What was there before is then still there; a file
+            that is new may be short (on a full disk).
     """
     data = text.encode("utf-8", "surrogateescape")
     if _clouds.is_far(path):
         _clouds.put(path, data)
         return
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
-        fd = os.open(path, flags, mode)
+        _write_new(path, data, mode)
     except FileExistsError:
-        os.unlink(path)
-        fd = os.open(path, flags, mode)
+        part = f"{path}.{os.urandom(8).hex()}"
+        try:
+            _write_new(part, data, mode)
+            os.rename(part, path)
+        except OSError:
+            with suppress(FileNotFoundError):
+                os.unlink(part)
+            raise
+
+
+def _write_new(path: str, data: bytes, mode: int) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         while data:
             data = data[os.write(fd, data) :]
