@@ -29,6 +29,7 @@ TOUCHING = frozenset(
         "test_a_job_outlives_the_driver_that_started_it",
         "test_a_kill_leaves_nothing_behind",
         "test_a_killed_command_may_clean_up",
+        "test_a_late_end_of_a_lost_job_changes_nothing",
         "test_a_lost_answer_runs_no_command_twice",
         "test_a_revoked_attempt_never_runs",
         "test_a_wrapper_that_was_killed_is_no_success",

@@ -94,7 +94,7 @@ def test_no_noise_is_a_start_claim_unless_it_reads_the_same_again(metadir, write
         ticks = "-" if claim.start_ticks is None else claim.start_ticks
         line = f"{claim.host} {claim.boot_id} {claim.pid} {ticks} {claim.native_id}\n"
         assert content.startswith(os.fsencode(line))
-        assert claim.pid > 0
+        assert claim.pid >= 0
 
 
 # --- end records ----------------------------------------------------------------------------------

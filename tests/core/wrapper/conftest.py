@@ -17,7 +17,7 @@ import pytest
 from xqute import _protocol, wrapper
 
 HERE = Path(__file__).parent
-PARAMETERS = {"timeout_s", "grace_s", "restart", "native_id", "tag", "upload_s"}
+PARAMETERS = {"timeout_s", "grace_s", "restart", "native_id", "own_pids", "tag", "upload_s"}
 
 
 @dataclass

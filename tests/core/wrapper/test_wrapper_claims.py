@@ -29,6 +29,17 @@ def test_the_start_claim_tells_who_runs_the_attempt(make_attempt):
     assert _protocol.claim_is_alive(claim) is False
 
 
+def test_a_process_id_that_is_not_the_hosts_is_never_found_dead(make_attempt):
+    """A container may have its host's name: the driver would look for its pid, and find nothing."""
+    attempt = make_attempt(["sleep", "60"], own_pids=True).start()
+    claim = attempt.until(lambda: attempt.start_claim)
+    assert (claim.host, claim.boot_id, claim.pid) == (os.uname().nodename, _protocol.boot_id(), 0)
+    attempt.signal(9)
+    attempt.wait()
+    assert _protocol.claim_is_alive(claim) is None
+    assert _protocol.claim_is_alive(claim._replace(boot_id="earlier")) is False
+
+
 def test_the_claims_host_is_not_taken_from_an_inherited_variable(make_attempt):
     attempt = make_attempt(["true"]).run(environ={**os.environ, "HOSTNAME": "the-login-node"})
     assert attempt.start_claim.host == os.uname().nodename

@@ -93,6 +93,8 @@ class ContainerScheduler(Scheduler):
     name = "container"
     #: Jobs that announce their ends do so before the engine says what it knows of them.
     explains_failures = True
+    #: Also where a container has the host's name: Apptainer's, or with ``--network=host``.
+    has_own_pids = True
 
     def __init__(
         self,

@@ -50,7 +50,7 @@ _READ_BYTES: Final = 4096
 # Patterns are compiled when they are first used, which `re` remembers: importing stays cheap.
 _NUMBER: Final = r"0|[1-9][0-9]{0,9}"
 _RC: Final = r"0|-?[1-9][0-9]{0,9}"
-_START_LINE: Final = rb"([^ \n]+) ([^ \n]+) ([1-9][0-9]{0,9}) (-|0|[1-9][0-9]{0,19}) ([^ \n]+)\n"
+_START_LINE: Final = rb"([^ \n]+) ([^ \n]+) (0|[1-9][0-9]{0,9}) (-|0|[1-9][0-9]{0,19}) ([^ \n]+)\n"
 _REVOKED_LINE: Final = rb"revoked [^ \n]+\n"
 _END_LINE: Final = rf"({_RC}) ([67]) ([\w.-]*)\n".encode()
 _EVENT_NAME: Final = (
@@ -65,7 +65,7 @@ class StartClaim(NamedTuple):
 
     host: str
     boot_id: str  # "-" where the host cannot tell
-    pid: int
+    pid: int  # 0 where jobs have others than their host
     start_ticks: int | None  # of the wrapper, as in /proc/<pid>/stat; None where there is no /proc
     native_id: str  # the backend's own id of the job; "-" where it has none
     revoked: bool
@@ -253,8 +253,7 @@ def process_state(pid: int) -> str | None:
 def claim_is_alive(claim: StartClaim) -> bool | None:
     """Whether the wrapper that holds this claim still runs; None: not to be known from here.
 
-    Only to be asked about wrappers that see this process's pids: not of a container that has a pid
-    namespace of its own and this host's name.
+    Nor is it where jobs have pids of their own: see `Scheduler.has_own_pids`.
     """
     if claim.revoked:
         return False
@@ -263,11 +262,15 @@ def claim_is_alive(claim: StartClaim) -> bool | None:
     if claim.boot_id != boot_id():
         # Another boot of this very host, if both are known.
         return None if "-" in (claim.boot_id, boot_id()) else False
-    stat = _process_stat(claim.pid)
-    if stat and claim.start_ticks is not None:
-        return int(stat[19]) == claim.start_ticks and stat[0] not in (b"Z", b"X")
+    return _process_is_alive(claim.pid, claim.start_ticks) if claim.pid else None
+
+
+def _process_is_alive(pid: int, start_ticks: int | None) -> bool | None:
+    stat = _process_stat(pid)
+    if stat and start_ticks is not None:
+        return int(stat[19]) == start_ticks and stat[0] not in (b"Z", b"X")
     try:
-        os.kill(claim.pid, 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:

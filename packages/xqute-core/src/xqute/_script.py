@@ -37,6 +37,7 @@ def render_script(scheduler: Scheduler, job: Job) -> str:
                 grace_s=scheduler.kill_grace_s,
                 native_id=f'"${{{native_id}-}}"' if native_id else "''",
                 restarts=scheduler.may_restart(job),
+                own_pids=scheduler.has_own_pids,
                 upload_s=scheduler.upload_interval_s,
             ),
             "environment": wrapper.build_environment(scheduler.environment_of(job)),

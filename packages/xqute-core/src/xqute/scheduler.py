@@ -137,6 +137,9 @@ class Scheduler(ABC):
     #: Whether the backend knows more of a failure than its exit code (out of memory, a time limit,
     #: preemption): it is asked before a failure is told.
     explains_failures: ClassVar[bool] = False
+    #: Whether the process ids that jobs see are other than their host's, as in containers: then
+    #: nobody who looks for one there concludes that a job is no more.
+    has_own_pids: ClassVar[bool] = False
     #: Where jobs see a workdir in a cloud, by a mount of its bucket: seconds between two uploads of
     #: what a running job has written. 0: they see a file system, and the workdir is staged.
     upload_interval_s: float = 0

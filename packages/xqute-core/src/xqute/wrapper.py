@@ -121,6 +121,7 @@ def build_parameters(
     restart: str = "0",
     native_id: str = "''",
     restarts: bool = False,
+    own_pids: bool = False,
     upload_s: float = 0,
 ) -> str:
     """The section `parameters`.
@@ -136,6 +137,7 @@ def build_parameters(
         restart: a bash word that gives the number of the backend's own restart.
         native_id: a bash word that gives the backend's id of this job.
         restarts: whether the backend may start this attempt again by itself.
+        own_pids: whether jobs have other process ids than their host.
         upload_s: where `directory` is in a mount of a bucket, the seconds between two uploads of
             the outputs of a running job; 0: it is not. Needs a `tag` with a "-" before its last
             part.
@@ -156,6 +158,8 @@ def build_parameters(
         text += f"xq_timeout_s={timeout_s:.3f}\nxq_grace_s={grace_s:.3f}\n"
     if restarts:
         text += "xq_restarts=1\n"
+    if own_pids:
+        text += "xq_pid=0\n"
     return text
 
 
@@ -209,6 +213,7 @@ def render(sections: Mapping[str, str]) -> str:
         spool="\nxq_spool=" in parameters,
         timeout="\nxq_timeout_s=" in parameters,
         restarts="\nxq_restarts=" in parameters,
+        pids="\nxq_pid=" not in parameters,
         mount="\nxq_mount=" in parameters,
         hooked=hooked,
         cwd=bool(cwd),
@@ -224,7 +229,7 @@ class _Piece(NamedTuple):
 
 @cache
 def _plan(
-    *, spool: bool, timeout: bool, restarts: bool, mount: bool, hooked: bool, cwd: bool
+    *, spool: bool, timeout: bool, restarts: bool, pids: bool, mount: bool, hooked: bool, cwd: bool
 ) -> tuple[_Piece, ...]:
     """The template with only these blocks, without comments, as text between places."""
     wanted = {
@@ -232,6 +237,7 @@ def _plan(
         "timeout": timeout,
         "restarts": restarts,
         "once": not restarts,
+        "pids": pids,
         "hooked": hooked,
         "cwd": cwd,
         "plain": not hooked,

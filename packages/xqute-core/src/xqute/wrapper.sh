@@ -20,6 +20,7 @@ xq_timeout_s=60     # seconds until TERM
 xq_grace_s=10       # seconds between TERM and KILL
 xq_native=''        # the backend's own id of this job
 xq_restarts=1       # only where the backend may start an attempt again
+xq_pid=0            # only where jobs have process ids of their own: nobody is to look for $$
 xq_mount=/mnt/job   # the job's folder where that is a mount of a bucket; xq_dir is a local one then
 xq_upload_s=10      # seconds between two uploads of the outputs
 xq_run=0            # what xq_tag begins with, for the names of events
@@ -301,7 +302,10 @@ xq_stat=(${xq_line##*) })
 if [[ ${1-} == await-turn ]]; then read -r || exit 121; fi
 trap xq_term=1 TERM INT HUP QUIT XCPU
 trap : USR1 USR2
-xq_who="${xq_host:--} ${xq_boot:--} $$ ${xq_stat[19]:--} ${xq_native:--}"
+#? pids
+xq_pid=$$
+#?
+xq_who="${xq_host:--} ${xq_boot:--} $xq_pid ${xq_stat[19]:--} ${xq_native:--}"
 #? restarts
 # Whoever starts this script says for which attempt: by now it may be that of a later one.
 if [[ $xq_restarts && ${1-$xq_tag} != "$xq_tag" ]]; then exit 121; fi
