@@ -6,17 +6,20 @@ import asyncio
 import os
 import re
 import shutil
+import signal
+import subprocess
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from xqute import JobCause, JobOutcome, SubmitError, Xqute
+import xqute_container.client
+from xqute import JobCause, JobOutcome, SchedulerError, SubmitError, Xqute
 from xqute.testing import until
 from xqute_container import ContainerScheduler
-from xqute_container.client import Wanted
-from xqute_container.parse import Stage
+from xqute_container.client import Wanted, signal_container
+from xqute_container.parse import Container, Stage
 
 pytestmark = pytest.mark.needs("dockerd", "podman", "catatonit", "busybox", root=True)
 
@@ -180,6 +183,65 @@ async def test_what_is_taken_or_over_or_gone_is_no_error(engine, tmp_path):
         with pytest.raises(SubmitError, match=r"Invalid container name|names must match"):
             client.start(replace(spec, key="bad name!"))
     assert job.read_file("runs") == "ran\n"
+
+
+@pytest.mark.parametrize("way", ["podman", "podman_socket"])
+async def test_a_kill_of_what_podman_does_not_know_to_have_ended(way, request, tmp_path):
+    """It says that the container runs, and refuses to signal it, until its monitor has spoken."""
+    engine = request.getfixturevalue(way)
+    scheduler = ContainerScheduler(**engine.options, workdir=tmp_path)
+    job = scheduler.create_job(0, ["bash", "-c", "echo ready; sleep 600"])
+    async with asyncio.timeout(DEADLINE_S), scheduler:
+        job.jid = await scheduler.submit_job(job)
+        await until(lambda: job.read_file("job.stdout") == "ready\n", "it runs", DEADLINE_S)
+        key = scheduler.submission_key(job)
+        said = engine("inspect", "--format", "{{.State.Pid}} {{.State.ConmonPid}}", key)
+        first, monitor = map(int, said.split())
+        os.kill(monitor, signal.SIGSTOP)
+        try:
+            os.kill(first, signal.SIGKILL)
+            await until(lambda: is_over(first), "its first process is dead", DEADLINE_S)
+            argv = [*engine.program, "kill", key]
+            refused = subprocess.run(argv, capture_output=True, text=True, check=False)  # noqa: ASYNC221
+            assert "container state improper" in refused.stderr
+            client = scheduler._client
+            find = client.find
+
+            def find_and_go_on(wanted):
+                found = find(wanted)
+                os.kill(monitor, signal.SIGCONT)
+                stages.append(found.stage)
+                return found
+
+            stages = []
+            client.find = find_and_go_on
+            await scheduler.kill_jobs([job])
+            assert stages[0] is Stage.RUNNING
+        finally:
+            os.kill(monitor, signal.SIGCONT)
+        del client.find
+        assert not await scheduler.job_is_running(job)
+        await scheduler.kill_jobs([job], force=True)
+    assert engine.containers() == []
+
+
+def test_a_container_that_cannot_be_signalled_is_told(monkeypatch):
+    """It runs, and its engine refuses for another reason than its end."""
+    monkeypatch.setattr(xqute_container.client, "_ENDING_S", 0.1)
+
+    class Refusing:
+        def find(self, wanted):
+            return Container("id", wanted.key, Stage.RUNNING)
+
+    n_sent = []
+
+    def send():
+        n_sent.append(1)
+        return "the weather is bad"
+
+    with pytest.raises(SchedulerError, match=r"xq-1 cannot be signalled: the weather is bad"):
+        signal_container(Refusing(), Wanted("xq-1", "", ""), send)
+    assert len(n_sent) > 1
 
 
 async def test_an_init_that_is_not_there_is_told(podman, tmp_path):

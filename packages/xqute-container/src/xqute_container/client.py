@@ -6,13 +6,14 @@ All of it blocks: it is called in the scheduler's threads, by several at a time.
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from xqute.errors import SchedulerError
 
 from .options import Pull
-from .parse import Container, Ended
+from .parse import Container, Ended, Stage
 from .spec import Spec
 
 __all__ = [
@@ -23,10 +24,14 @@ __all__ = [
     "Wanted",
     "as_wanted",
     "run_program",
+    "signal_container",
 ]
 
 #: How much of what a container has said is told, in characters.
 WORDS_LENGTH = 4096
+#: How long a container may be said to run whose engine knows better, and refuses to signal it.
+_ENDING_S = 30.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.5
 
 
 class EngineAwayError(SchedulerError):
@@ -147,6 +152,35 @@ class Client(Protocol):
 
     def close(self) -> None:
         """End `listen`, and give back what is held. Containers run on."""
+
+
+def signal_container(client: Client, wanted: Wanted, send: Callable[[], str]) -> None:
+    """Have a signal sent; what a refusal means, the container's state tells, not its words.
+
+    An engine refuses what has ended. If all it says of that is that it runs, it was not told of
+    the end yet (Podman's monitor tells it, in a moment): that is waited for.
+
+    Args:
+        client: The engine.
+        wanted: The container.
+        send: Sends the signal; gives the words of a refusal, empty if there was none.
+
+    Raises:
+        SchedulerError: If it is refused, again and again, and the container runs.
+    """
+    until_s = time.monotonic() + _ENDING_S
+    pause_s = _FIRST_PAUSE_S
+    while words := send():
+        found = client.find(wanted)
+        if found is None or found.stage is Stage.ENDED:
+            return
+        if found.stage is Stage.CREATED:
+            client.remove(wanted)
+            return
+        if time.monotonic() > until_s:
+            raise SchedulerError(f"{wanted.key} cannot be signalled: {words}")
+        time.sleep(pause_s)
+        pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
 
 def run_program(

@@ -16,7 +16,15 @@ from xqute import logger
 from xqute.defaults import JOBCMD_WRAPPER_LANG
 from xqute.errors import SchedulerError, SubmitError
 
-from .client import WORDS_LENGTH, EngineAwayError, Traits, Wanted, as_wanted, run_program
+from .client import (
+    WORDS_LENGTH,
+    EngineAwayError,
+    Traits,
+    Wanted,
+    as_wanted,
+    run_program,
+    signal_container,
+)
 from .options import Pull, Runtime
 from .parse import (
     Container,
@@ -194,12 +202,12 @@ class CommandClient:
 
     def signal(self, wanted: Wanted, *, force: bool) -> None:
         """Send TERM, or KILL, to the first process of a container."""
-        done = self._run("kill", f"--signal={'KILL' if force else 'TERM'}", wanted.key)
-        found = None if done.returncode == 0 else self.find(wanted)
-        if found is not None and found.stage is Stage.CREATED:
-            self.remove(wanted)
-        elif found is not None and found.stage is Stage.RUNNING:
-            raise SchedulerError(f"{wanted.key} cannot be signalled: {done.stderr.strip()}")
+
+        def send() -> str:
+            done = self._run("kill", f"--signal={'KILL' if force else 'TERM'}", wanted.key)
+            return "" if done.returncode == 0 else done.stderr.strip() or "no word"
+
+        signal_container(self, wanted, send)
 
     def remove(self, *wanted: Wanted) -> None:
         """Remove containers and the anonymous volumes of their images."""

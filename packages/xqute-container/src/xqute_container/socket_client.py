@@ -21,7 +21,7 @@ from docker.errors import (  # type: ignore[import-untyped]
 from xqute import logger
 from xqute.errors import SchedulerError, SubmitError
 
-from .client import WORDS_LENGTH, EngineAwayError, Traits, Wanted, as_wanted
+from .client import WORDS_LENGTH, EngineAwayError, Traits, Wanted, as_wanted, signal_container
 from .options import Pull
 from .parse import (
     Container,
@@ -236,17 +236,15 @@ class SocketClient:
 
     def signal(self, wanted: Wanted, *, force: bool) -> None:
         """Send TERM, or KILL, to the first process of a container."""
-        try:
-            self._ask(self._api.kill, wanted.key, "SIGKILL" if force else "SIGTERM")
-        except NotFound:
-            pass
-        except APIError as exc:
-            # Docker says 409 and Podman 500, for this and for other reasons.
-            found = self.find(wanted)
-            if found is not None and found.stage is Stage.CREATED:
-                self.remove(wanted)
-            elif found is not None and found.stage is Stage.RUNNING:
-                raise SchedulerError(f"{wanted.key} cannot be signalled: {exc}") from exc
+
+        def send() -> str:
+            try:
+                self._ask(self._api.kill, wanted.key, "SIGKILL" if force else "SIGTERM")
+            except APIError as exc:
+                return str(exc)
+            return ""
+
+        signal_container(self, wanted, send)
 
     def remove(self, *wanted: Wanted) -> None:
         """Remove containers and the anonymous volumes of their images."""
