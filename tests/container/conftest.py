@@ -155,12 +155,25 @@ def podman_rootless():
 
 
 class Apptainer(Engine):
+    """Its containers are processes of this machine: those count whose workdirs are of these tests.
+
+    Attributes:
+        workdirs: Below which folder all workdirs are.
+    """
+
+    def __init__(self, workdirs, **keywords):
+        super().__init__(**keywords)
+        self.workdirs = workdirs
+
     def containers(self):
-        marker = b"\0xqute-apptainer\0"
+        def is_ours(word):
+            return word.startswith(os.fsencode(f"{self.workdirs}/"))
+
         found = []
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             try:
-                if marker in path.read_bytes():
+                words = path.read_bytes().split(b"\0")
+                if b"xqute-apptainer" in words and any(map(is_ours, words)):
                     found.append(path.parent.name)
             except (FileNotFoundError, ProcessLookupError):
                 continue
@@ -173,8 +186,14 @@ class Apptainer(Engine):
 
 
 @pytest.fixture(scope="session")
-def apptainer(images):
-    return Apptainer("apptainer", images, ["apptainer"], image=f"{images}/bash")
+def apptainer(images, tmp_path_factory):
+    return Apptainer(
+        str(tmp_path_factory.getbasetemp()),
+        name="apptainer",
+        folder=images,
+        program=["apptainer"],
+        image=f"{images}/bash",
+    )
 
 
 @pytest.fixture

@@ -335,6 +335,35 @@ async def test_a_container_that_was_made_and_not_started_is_started(listing, tmp
     assert listing.containers() == []
 
 
+@pytest.mark.parametrize("hears", [True, False], ids=["events", "the-last-sweep"])
+async def test_what_an_earlier_attempt_left_is_removed_though_its_claims_are_gone(
+    listing, tmp_path, hears
+):
+    """A job that runs again has its claims tidied up, maybe before its container is over."""
+    scheduler = ContainerScheduler(**listing.options, workdir=tmp_path)
+    job = scheduler.create_job(0, bash("until [[ -e $XQUTE_JOB_METADIR/go ]]; do sleep 0.01; done"))
+    async with asyncio.timeout(DEADLINE_S):
+        if hears:
+            await scheduler.start()
+        try:
+            job.jid = await scheduler.submit_job(job)
+            tag, old = scheduler.claim_tag(job), scheduler._watching.wanted(job)
+            claim = job.metadir / f"job.start.{tag}"
+            await until(claim.exists, "it runs", DEADLINE_S)
+            claim.unlink()
+            job.trial_count = 1
+            job.write_file("go", "")
+            if hears:
+                await until(lambda: listing.containers() == [], "it is removed", DEADLINE_S)
+            else:
+                client = scheduler._client
+                await until(lambda: client.find(old).exit_code is not None, "it ends", DEADLINE_S)
+                (job.metadir / f"job.end.{tag}").unlink()
+        finally:
+            await scheduler.close()
+    assert listing.containers() == []
+
+
 def test_a_script_may_run_jobs_without_a_loop(docker, tmp_path):
     opts = {"workdir": tmp_path, "scheduler": "container", "scheduler_opts": docker.options}
     [job] = xqute.run([["true"]], **opts)
@@ -398,6 +427,40 @@ async def test_an_engine_that_is_restarted_in_mid_run_loses_no_job(own_docker, t
     assert ran.cause == JobCause.SIGNAL
     assert (waits.rc, waits.outcome) == (7, JobOutcome.FAILED)
     assert own_docker.containers() == []
+
+
+@pytest.fixture(scope="module")
+def lasting_docker(short_folder, start_docker):
+    """A Docker whose containers survive it."""
+    folder = Path(short_folder, "lasting")
+    folder.mkdir()
+    (folder / "daemon.json").write_text('{"live-restore": true}')
+    return start_docker(str(folder))
+
+
+@pytest.mark.usefixtures("unclosed_sockets")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_jobs_survive_a_docker_that_restores_them(lasting_docker, tmp_path, when):
+    """With --live-restore: also what has ended while there was no engine is told with its code."""
+    async with (
+        asyncio.timeout(DEADLINE_S),
+        Xqute("container", workdir=tmp_path, scheduler_opts=lasting_docker.options) as xq,
+    ):
+        job = await xq.feed(bash("echo ready; until [[ -e go ]]; do sleep 0.01; done; exit 7"))
+        await until(lambda: is_ready(tmp_path, 0), "it is ready", DEADLINE_S)
+        pid = lasting_docker.pid()
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: is_dead(pid), "the engine is gone", DEADLINE_S)
+        if when == "before":
+            (tmp_path / "go").touch()
+            await until(lambda: job.read_file("job.rc") == "7", "it has ended", DEADLINE_S)
+        await asyncio.to_thread(lasting_docker.restart)
+        if when == "after":
+            assert job.outcome is None
+            (tmp_path / "go").touch()
+    assert (job.rc, job.outcome) == (7, JobOutcome.FAILED)
+    assert lasting_docker.containers() == []
 
 
 def is_dead(pid):

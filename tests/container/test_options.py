@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import stat
 
 import pytest
 
-from xqute import ConfigError, SpecPath, XquteWarning
+from xqute import ConfigError, SpecPath, SubmitError, XquteWarning
 from xqute_container import DEFAULT_MOUNTED_WORKDIR, ContainerScheduler
 from xqute_container.connect import find_address
 from xqute_container.folders import find_host_uid
@@ -128,6 +129,19 @@ def test_of_a_workdir_in_a_bucket_the_folder_that_stands_for_it_is_mounted(progr
     scheduler = ContainerScheduler("image", workdir="gs://bucket/x")
     assert os.path.isabs(scheduler.local_workdir)
     assert scheduler.volumes == [f"{scheduler.local_workdir}:{DEFAULT_MOUNTED_WORKDIR}"]
+
+
+def test_a_script_that_a_full_disk_refuses_may_be_written_later(make, monkeypatch):
+    scheduler = make()
+    job = scheduler.create_job(0, ["true"])
+
+    def is_full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", is_full)
+    with pytest.raises(SubmitError, match="No space left") as refused:
+        scheduler.wrapped_job_script(job)
+    assert refused.value.transient
 
 
 def test_an_unknown_keyword_is_told_with_what_was_meant(make):

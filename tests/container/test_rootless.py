@@ -40,6 +40,7 @@ def rootless(short_folder, images):
                 "HOME": f"{folder}/home",
                 "PYTHONDONTWRITEBYTECODE": "1",
                 "TEST_ROOTLESS": folder,
+                "TEST_ENGINES": os.environ.get("TEST_ENGINES", ""),
             },
         )
         assert done.returncode == 0, done.stdout
@@ -60,12 +61,12 @@ def rootless(short_folder, images):
         subprocess.run(["userdel", user], check=True)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1200)
 def test_the_tests_that_touch_the_backend_pass_without_root(rootless):
     said = rootless(
         *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "rootless"),
         *("--deselect", HERE / "test_rootless.py", HERE),
-        timeout_s=380,
+        timeout_s=1180,
     )
     found = re.search(r"(\d+) passed", said.splitlines()[-1])
     assert found, said

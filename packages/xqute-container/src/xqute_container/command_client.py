@@ -40,8 +40,9 @@ from .spec import Spec, build_run_argv
 
 __all__ = ["CommandClient"]
 
-#: What programs say when their engine does not answer, and when it has no such image.
+#: What programs say when their engine does not answer, and when it has no such container or image.
 _AWAY = r"cannot connect to the docker|unable to connect to podman|error during connect"
+_NO_CONTAINER = r"no such (container|object)|no container with"
 _NO_IMAGE = r"no such image|not known|not found|no such object"
 _PULL_TIMEOUT_S = 3600.0
 #: How many containers one call of Podman's removes, in little more time than it takes for one.
@@ -194,11 +195,19 @@ class CommandClient:
         return next((container for container in found if container.key == wanted.key), None)
 
     def _inspect(self, *names: str) -> list[Container]:
-        """Give those of the containers that are there."""
+        """Give those of the containers that are there.
+
+        Raises:
+            EngineAwayError: If it is not said of each whether it is there: Podman may give up at
+                one that somebody removes.
+        """
         done = self._run("container", "inspect", *names)
-        if not done.stdout.strip():
-            return []
-        return [parse_inspected(said) for said in json.loads(done.stdout)]
+        found = [parse_inspected(said) for said in json.loads(done.stdout.strip() or "[]")]
+        words = done.stderr.splitlines()
+        missing = [line for line in words if re.search(_NO_CONTAINER, line, re.IGNORECASE)]
+        if len(found) + len(missing) < len(names):
+            raise EngineAwayError(f"{self._binary} inspect: {done.stderr.strip()}")
+        return found
 
     def signal(self, wanted: Wanted, *, force: bool) -> None:
         """Send TERM, or KILL, to the first process of a container."""

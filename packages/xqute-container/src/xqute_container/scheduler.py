@@ -204,14 +204,9 @@ class ContainerScheduler(Scheduler):
         named = {volume.name: volume.target for volume in self._volumes() if volume.name}
         return {**named, **check_envs(self.envs), **own}
 
-    def wrapped_job_script(self, job: Job) -> SpecPath:
-        """Write the wrapper of a job, ``job.wrapped.docker`` or ``.apptainer``; give its path."""
-        name = self._script_name
-        job.write_file(name, self.wrap_job_script(job))
-        return job.metadir / name
-
     @property
-    def _script_name(self) -> str:
+    def wrapper_name(self) -> str:
+        """What the file of a job's wrapper is called: ``job.wrapped.docker`` or ``.apptainer``."""
         return f"job.wrapped.{'apptainer' if self.runtime is Runtime.APPTAINER else 'docker'}"
 
     def _volumes(self) -> tuple[Volume, ...]:
@@ -257,7 +252,7 @@ class ContainerScheduler(Scheduler):
             key=self.submission_key(job),
             image=image,
             entrypoint=tuple(self.entrypoint),
-            arguments=build_script_arguments(self.entrypoint, f"{metadir}/{self._script_name}"),
+            arguments=build_script_arguments(self.entrypoint, f"{metadir}/{self.wrapper_name}"),
             labels=labels,
             volumes=volumes,
             working_dir=self._working_dir,

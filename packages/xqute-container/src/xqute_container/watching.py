@@ -29,6 +29,8 @@ _WRAPPER_CODES = (121, 122)
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 #: How long what has told its end may take to be over, when the run is.
 _CLOSE_WAIT_S = 2.0
+#: How long removals that are under way may take then: a busy Podman needs seconds for one.
+_REMOVAL_WAIT_S = 60.0
 #: How long what is over may wait for more to be removed with it.
 _REMOVAL_LINGER_S = 2.0
 
@@ -324,7 +326,7 @@ class Watching:
         self.report = None
         self._remove_over()
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=_CLOSE_WAIT_S)
+            await asyncio.wait(self._tasks, timeout=_REMOVAL_WAIT_S)
         for is_last in (False, True):
             try:
                 await self._sweep_at_last()

@@ -121,7 +121,7 @@ class Scheduler(ABC):
         WorkdirError: If the workdir cannot be one (it is an OSError, too).
     """
 
-    #: The entry-point name; also the ending of the wrapper's file name.
+    #: The entry-point name.
     name: ClassVar[str] = ""
     job_class: ClassVar[type[Job]] = Job
     #: The version of this interface that a scheduler was written for.
@@ -533,6 +533,11 @@ class Scheduler(ABC):
             **{name: str(value) for name, value in job.envs.items()},
         }
 
+    @property
+    def wrapper_name(self) -> str:
+        """What the file of a job's wrapper is called."""
+        return f"job.wrapped.{self.name}"
+
     def wrapped_job_script(self, job: Job) -> SpecPath:
         """Write the wrapper of a job, readable by the user only, and give its path.
 
@@ -544,7 +549,7 @@ class Scheduler(ABC):
         return job.metadir / self._write_wrapper(job)
 
     def _write_wrapper(self, job: Job) -> str:
-        name = f"job.wrapped.{self.name}"
+        name = self.wrapper_name
         script = self.wrap_job_script(job)
         try:
             job.write_file(name, script)
