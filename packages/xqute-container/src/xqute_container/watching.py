@@ -221,7 +221,7 @@ class Watching:
             self._is_closed.set()
 
     def _hear(self, ended: Ended) -> None:
-        if ended.key in self._followed:
+        if ended.key in self._followed and not self._is_closed.is_set():
             self._spawn(self._conclude(*self._followed[ended.key], ended))
 
     def _catch_up(self) -> None:
@@ -324,9 +324,11 @@ class Watching:
         """Hear no more, and remove what is over; containers that run, run on."""
         self._is_closed.set()
         self.report = None
+        until_s = time.monotonic() + _REMOVAL_WAIT_S
         self._remove_over()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=_REMOVAL_WAIT_S)
+        while self._tasks and time.monotonic() < until_s:
+            await asyncio.wait(self._tasks, timeout=until_s - time.monotonic())
+            self._remove_over()  # what these have found to be over
         for is_last in (False, True):
             try:
                 await self._sweep_at_last()
