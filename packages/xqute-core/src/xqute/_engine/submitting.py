@@ -60,6 +60,8 @@ class Submitting:
         self._passed: list[Job] = []
         self._plans: deque[Submission] = deque()
         self._n_planned = 0
+        #: Those of a plan that are being announced and sent.
+        self._leaving: set[Job] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._n_awaited = 0
         self._is_pumping = False
@@ -161,7 +163,8 @@ class Submitting:
     def _prepare(self) -> None:
         scheduler = self._run.scheduler
         planned = [job for submission in self._plans for job in submission.jobs]
-        scheduler.prepare([*planned, *islice(self._waiting, scheduler.n_early)])
+        waiting = islice(self._waiting, scheduler.n_early)
+        scheduler.prepare([*self._leaving, *planned, *waiting])
 
     def _on_the_way(self) -> Iterator[Job]:
         """Give the jobs that take up room."""
@@ -273,6 +276,7 @@ class Submitting:
             return
         flights = [self._watching.take_off(job) for job in jobs]
         self._n_awaited += 1
+        self._leaving.update(jobs)
         try:
             if not await self._announce(submission.key, flights):
                 return
@@ -286,6 +290,7 @@ class Submitting:
             answers = dict.fromkeys(jobs, exc)
         finally:
             self._n_awaited -= 1
+            self._leaving.difference_update(jobs)
         _faults.reach("after-answer")
         await self._book(flights, answers)
 
