@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 
 import pytest
 
@@ -140,6 +141,27 @@ async def test_what_a_killed_job_has_written_is_home(servers, unshared, tmp_path
         assert err.startswith(b"err\n")  # and then what bash says of the signal
         assert int(rc) == job.rc
         assert status in (b"6", b"7")
+
+
+async def test_a_question_that_is_overtaken_by_the_end_fetches_nothing_again(servers, unshared):
+    """When the answer comes, the job has ended, and its files may have been moved to a cloud."""
+    _, xq = unshared(servers["a"])
+    async with asyncio.timeout(60), xq:
+        job = await xq.feed(["true"])
+        await job.wait()
+        [host] = xq.scheduler._fleet.hosts
+        check = host.check
+        fetched = []
+
+        async def is_overtaken(identities):
+            answers = await check(identities)
+            shutil.rmtree(job.metadir)
+            return answers
+
+        host.check, host.adopt = is_overtaken, fetched.append
+        states = await xq.scheduler.poll_jobs([job])
+    assert (states[job].phase, states[job].rc) == (Phase.ENDED, 0)
+    assert fetched == []
 
 
 # --- attempts that are being sent ---------------------------------------------------------------

@@ -114,8 +114,10 @@ class Sshd:
         self._is_known = True
         key = Path(f"{self.host_key}.pub").read_text().split()
         host = self.address if self.port == 22 else f"[{self.address}]:{self.port}"
-        with self.keys.known_hosts.open("a") as file:
-            file.write(f"{host} {key[0]} {key[1]}\n")
+        # One that was known here before has ended, and its port is another's now.
+        known = self.keys.known_hosts.read_text().splitlines(keepends=True)
+        others = "".join(line for line in known if not line.startswith(f"{host} "))
+        self.keys.known_hosts.write_text(f"{others}{host} {key[0]} {key[1]}\n")
 
     def stop(self) -> None:
         """End it, with all of its connections; jobs run on."""

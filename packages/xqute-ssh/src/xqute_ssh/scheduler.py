@@ -387,7 +387,9 @@ class SshScheduler(Scheduler):
             return BackendState(Phase.RUNNING)
         if state.phase is Phase.RUNNING:
             entry.set_process(words[1], words[2])
-        is_home = not entry.staged or entry.is_home
+        # It may have ended while this was asked: its files were here, and are elsewhere by now.
+        was_home = entry.job.outcome is not None or entry.tag != self.claim_tag(entry.job)
+        is_home = not entry.staged or was_home or entry.is_home
         if state.phase is Phase.GONE or (state.phase is Phase.ENDED and is_home):
             return state
         entry.outputs = self._plan(entry, entry.job.outputs) if entry.staged else []
