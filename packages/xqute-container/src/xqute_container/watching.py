@@ -229,31 +229,30 @@ class Watching:
         self._spawn(self._conclude_all())
 
     async def _conclude_all(self) -> None:
-        jobs = [job for wanted, job in self._followed.values() if self._is_current(wanted, job)]
-        for job, state in (await self.ask(jobs)).items():
-            if state.phase is Phase.ENDED:
-                self.say(job, state)
+        current = [one for one in self._followed.values() if self._is_current(*one)]
+        states = await self.ask([job for _, job in current])
+        for wanted, job in current:
+            # Meanwhile it may have come to be in its next attempt.
+            if states[job].phase is Phase.ENDED and self._is_current(wanted, job):
+                self.say(job, states[job])
 
     async def _conclude(self, wanted: Wanted, job: Job, ended: Ended) -> None:
-        if not self._is_current(wanted, job):
-            # The end of an earlier attempt is known, or nobody's business.
-            self._bury(wanted)
-            return
-        if not ended.exit_code and is_settled(wanted.metadir, wanted.tag):
-            self._say_ended(job, BackendState(Phase.ENDED, ended.exit_code), ended)
-        else:
+        state = BackendState(Phase.ENDED, ended.exit_code)
+        is_known = not ended.exit_code and is_settled(wanted.metadir, wanted.tag)
+        if self._is_current(wanted, job) and not is_known:
             state = (await self._call(self._look, {wanted: job}))[wanted]
             if state.phase not in (Phase.ENDED, Phase.GONE):
                 return
-            self._say_ended(job, state, ended)
-        self._clear(wanted)
+        if self._is_current(wanted, job):
+            self.say(job, state._replace(jid=ended.id if job.jid is None else None))
+            self._clear(wanted)
+        else:
+            # The end of an earlier attempt is known, or nobody's business.
+            self._bury(wanted)
 
     def _is_current(self, wanted: Wanted, job: Job) -> bool:
         """Whether this is the attempt of the job that counts."""
         return wanted.key == self._keys.submission_key(job)
-
-    def _say_ended(self, job: Job, state: BackendState, ended: Ended) -> None:
-        self.say(job, state._replace(jid=ended.id if job.jid is None else None))
 
     def say(self, job: Job, state: BackendState) -> None:
         """Report the state of a job, if anybody wants to hear of it."""
