@@ -300,6 +300,8 @@ async def test_the_shells_of_an_agent_serve_one_job_after_another(box):
         assert 1 <= len(shells) <= 2
         for shell in shells:
             os.kill(shell, signal.SIGKILL)
+        # What is on its way to one that is about to die is lost with it.
+        await until(lambda: not any(map(lives, shells)), "they are dead")
         later = [await xq.feed(bash("exit 4")) for _ in range(4)]
         for job in later:
             await job.wait()
@@ -309,6 +311,13 @@ async def test_the_shells_of_an_agent_serve_one_job_after_another(box):
     assert [job.rc for job in later] == [4] * 4
     await until(lambda: not Path(f"/proc/{agent}").exists(), "the agent has ended", 60)
     assert shells.isdisjoint(map(int, filter(str.isdigit, os.listdir("/proc"))))
+
+
+def lives(pid):
+    try:
+        return stat_of(pid)[0] not in "ZX"
+    except FileNotFoundError:
+        return False
 
 
 def children_of(pid):
@@ -327,7 +336,10 @@ async def test_a_hundred_jobs_are_killed_in_one_round_trip_per_server(
         script = "trap 'exit 3' TERM; echo ready; while :; do sleep 54321 & wait; done"
         jobs = [await xq.feed(bash(script)) for _ in range(100)]
         await until(lambda: all(_says(job, "ready\n") for job in jobs), "all are ready", 90)
-        assert len(sleepers("54321")) == 100
+        # They know it before their driver does.
+        runs = JobStatus.RUNNING
+        await until(lambda: all(job.status is runs for job in jobs), "the driver knows it", 90)
+        await until(lambda: len(sleepers("54321")) == 100, "all sleep", 90)
         for host in xq.scheduler._fleet.hosts:
             assert host.places.load == 50
             _watch(host, asked)
