@@ -316,7 +316,7 @@ async def test_the_shells_of_an_agent_serve_one_job_after_another(box):
 def lives(pid):
     try:
         return stat_of(pid)[0] not in "ZX"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 
