@@ -238,8 +238,9 @@ class Watching:
 
     async def _conclude(self, wanted: Wanted, job: Job, ended: Ended) -> None:
         state = BackendState(Phase.ENDED, ended.exit_code)
-        is_known = not ended.exit_code and is_settled(wanted.metadir, wanted.tag)
-        if self._is_current(wanted, job) and not is_known:
+        if self._is_current(wanted, job) and (
+            ended.exit_code or not is_settled(wanted.metadir, wanted.tag)
+        ):
             state = (await self._call(self._look, {wanted: job}))[wanted]
             if state.phase not in (Phase.ENDED, Phase.GONE):
                 return

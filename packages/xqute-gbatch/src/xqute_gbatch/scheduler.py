@@ -239,7 +239,7 @@ class GbatchScheduler(Scheduler):
         Raises:
             ConfigError: If `config` was changed so that there is none.
         """
-        script = f"{self.mounted_dir(job)}/{self._script_name}"
+        script = f"{self.mounted_dir(job)}/{self.wrapper_name}"
         message = self._build(job, self.submission_key(job), script)
         if job.name:
             message["labels"]["name"] = sanitize_label(job.name)
@@ -265,10 +265,6 @@ class GbatchScheduler(Scheduler):
         """
         return f'[[ ${{{_ATTEMPT}-$xq_tag}} == "$xq_tag" ]] || exit 121'
 
-    @property
-    def _script_name(self) -> str:
-        return f"job.wrapped.{self.name}"
-
     def job_config_file(self, job: Job) -> SpecPath:
         """Write the Batch job of a job beside its script, for `gcloud batch jobs submit`; blocks.
 
@@ -278,7 +274,7 @@ class GbatchScheduler(Scheduler):
         """
         message = self.build_message(job)
         check_message(message)
-        name = f"{self._script_name}.json"
+        name = f"{self.wrapper_name}.json"
         job.write_file(name, json.dumps(message, indent=2) + "\n")
         return job.metadir / name
 
@@ -292,7 +288,7 @@ class GbatchScheduler(Scheduler):
         message = check_message(self.build_message(job))
         script = self.wrap_job_script(job)
         try:
-            await asyncio.to_thread(job.write_file, self._script_name, script)
+            await asyncio.to_thread(job.write_file, self.wrapper_name, script)
         except OSError as exc:
             raise SubmitError(f"The script of {job!r} cannot be written: {exc}") from exc
         job_id = self.job_id(job)
@@ -337,7 +333,7 @@ class GbatchScheduler(Scheduler):
             str(first.workdir.mounted),
             ["-" if job in answers else str(job.index) for job in jobs],
             self.claim_tag(first),
-            self._script_name,
+            self.wrapper_name,
         )
         name = f"job.group.{key}"
         place = f"{self.mounted_dir(first)}/{name}"
@@ -372,7 +368,7 @@ class GbatchScheduler(Scheduler):
 
         async def write(job: Job) -> Exception | None:
             try:
-                await asyncio.to_thread(job.write_file, self._script_name, scripts[job])
+                await asyncio.to_thread(job.write_file, self.wrapper_name, scripts[job])
             except OSError as exc:
                 return SubmitError(f"The script of {job!r} cannot be written: {exc}")
             return None

@@ -8,6 +8,7 @@ from functools import cache
 from importlib import resources
 from typing import Final
 
+from xqute.cluster.arrays import in_columns
 from xqute.wrapper import quote
 
 __all__ = ["NOTE_PREFIX", "render_launcher"]
@@ -41,10 +42,10 @@ def render_launcher(
         wait_s: Seconds that a file system may take to show the wrapper.
         restarts: Whether Grid Engine may start the job again.
     """
-    width = max(map(len, folders))
+    columns, width = in_columns(folders)
     parameters = {
         "xq_workdir": quote(workdir),
-        "xq_folders": quote("".join(folder.ljust(width) for folder in folders)),
+        "xq_folders": quote(columns),
         "xq_width": str(width),
         "xq_tag": quote(tag),
         "xq_wrapper": quote(wrapper),

@@ -128,7 +128,7 @@ class SgeScheduler(ClusterScheduler):
             workdir=str(first.workdir.mounted),
             folders=[str(job.index) if job in ready else "-" for job in submission.jobs],
             tag=self.claim_tag(first),
-            wrapper=f"job.wrapped.{self.name}",
+            wrapper=self.wrapper_name,
             grace_s=self.kill_grace_s,
             limit_s=options.limit_s(lines),
             wait_s=self.visible_within_s,

@@ -19,7 +19,7 @@ from ..defaults import JOBCMD_WRAPPER_LANG
 from ..job import Job
 from ..wrapper import quote
 
-__all__ = ["Plans", "render_choice", "render_dispatch"]
+__all__ = ["Plans", "in_columns", "render_dispatch"]
 
 #: How many plans are remembered; the others are read again when they are needed.
 _MANY = 256
@@ -148,7 +148,7 @@ def render_dispatch(
     first = f"${{{restarted}:-0}} == 0 && " if restarted else ""
     lines = [
         head.rstrip("\n"),
-        *render_choice(folders, place),
+        *_render_choice(folders, place),
         f"xq_dir={quote(workdir)}/$xq_folder",
         f"[[ {first}-e $xq_dir/job.start.{tag} ]] && exit 121",
     ]
@@ -172,18 +172,25 @@ def render_dispatch(
     return "\n".join([*lines, ""])
 
 
-def render_choice(folders: Sequence[str], place: str) -> list[str]:
-    """Give the lines of a script that set `xq_folder` to the one at a place of these.
+def in_columns(folders: Sequence[str]) -> tuple[str, int]:
+    """Give one word that holds all of these, and the width of a column.
 
-    Each task reads all of them: one word of columns, where an array would take bash milliseconds.
+    Each task reads all of them: an array would take bash milliseconds.
+    """
+    width = max(map(len, folders))
+    return "".join(folder.ljust(width) for folder in folders), width
+
+
+def _render_choice(folders: Sequence[str], place: str) -> list[str]:
+    """Give the lines of a script that set `xq_folder` to the one at a place of these.
 
     Args:
         folders: Of letters, digits and hyphens.
         place: A bash arithmetic expression that gives it, from 0.
     """
-    width = max(map(len, folders))
+    columns, width = in_columns(folders)
     return [
-        f"xq_folders='{''.join(folder.ljust(width) for folder in folders)}'",
+        f"xq_folders='{columns}'",
         f"xq_folder=${{xq_folders:({place})*{width}:{width}}}",
         "xq_folder=${xq_folder// }",
     ]

@@ -282,14 +282,14 @@ class ClusterScheduler(Scheduler):
         """
         n_tasks = len(submission.jobs) if len(submission.jobs) > 1 else None
         if n_tasks is None and self.signal_before_end_s is None:
-            return f"{jobs[0].local_dir}/job.wrapped.{self.name}"
+            return f"{jobs[0].local_dir}/{self.wrapper_name}"
         ready = set(jobs)
         script = render_dispatch(
             head=self.build_head(self.build_options(jobs[0]), name, n_tasks),
             workdir=str(jobs[0].workdir.mounted),
             folders=[str(job.index) if job in ready else "-" for job in submission.jobs],
             tag=self.claim_tag(jobs[0]),
-            wrapper_name=f"job.wrapped.{self.name}",
+            wrapper_name=self.wrapper_name,
             place="0" if n_tasks is None else self.task_place,
             forward="" if self.signal_before_end_s is None else "USR1",
             restarted=self.restarted if self.may_restart(jobs[0]) else "",

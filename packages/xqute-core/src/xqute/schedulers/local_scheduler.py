@@ -186,7 +186,7 @@ class LocalScheduler(Scheduler):
             self._table.adopt(pid, job, self.claim_tag(job))
             return any(not ended and _protocol.claim_is_alive(claim) for claim, ended in known)
         # It may be about to claim its start.
-        script = f"{self.mounted_dir(job)}/job.wrapped.{self.name}"
+        script = f"{self.mounted_dir(job)}/{self.wrapper_name}"
         return await runs_script(pid, script)
 
     async def kill_job(self, job: Job) -> None:
