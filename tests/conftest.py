@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import select
 import shutil
 import sys
 import zlib
@@ -55,6 +56,28 @@ def _is_tried(item):
     suite = getattr(item, "cls", None)
     tried = getattr(suite, "tried", None)
     return tried is None or item.originalname in tried or item.originalname not in suite.promises()
+
+
+@pytest.fixture
+def every_wrapper_forked(monkeypatch):
+    """Have the local scheduler start no wrapper anew that a fork server may run."""
+    from xqute._processes.fork_servers import ForkServers
+
+    run = ForkServers.run
+
+    def run_at_last(servers, script):
+        servers._was_wanted = True
+        while (server := run(servers, script)) is None:
+            # The one that was started, or that has another process ready in a moment.
+            next_ = [server for server in servers._servers.values() if server.process is None]
+            if not next_:
+                break
+            select.select(next_, [], [])
+            for server in next_:
+                servers.hear(server)
+        return server
+
+    monkeypatch.setattr(ForkServers, "run", run_at_last)
 
 
 def pytest_runtest_setup(item):

@@ -1,4 +1,4 @@
-"""The local scheduler keeps the contract, with pidfd and without."""
+"""The local scheduler keeps the contract: with fork servers, with pidfd and without."""
 
 from __future__ import annotations
 
@@ -14,6 +14,12 @@ from xqute.testing import SchedulerContract
 class TestLocal(SchedulerContract):
     def make_scheduler(self, workdir, **keywords):
         return LocalScheduler(workdir, **keywords)
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="wrappers are not forked then")
+@pytest.mark.usefixtures("every_wrapper_forked")
+class TestLocalForked(TestLocal):
+    """Each wrapper in a process that was forked beforehand, where mostly the first are not."""
 
 
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="there is no pidfd to be without")

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,17 @@ import uuid
 import pytest
 
 from xqute import Scheduler, Xqute, plugin
+
+#: On the command lines of what runs jobs.
+RUNS_JOBS = re.compile(rb"/job\.wrapped\.|\0xqute-fork-server\0")
+
+
+@pytest.fixture(params=["started", "forked"])
+def each_way(request):
+    """Once with wrappers that are mostly started, once with all of them forked."""
+    if request.param == "forked":
+        request.getfixturevalue("every_wrapper_forked")
+    return request.param
 
 
 @pytest.fixture
@@ -149,7 +161,7 @@ def job_processes(tmp_path):
                     is_command = b"XQUTE_JOB_METADIR=" + needle in file.read()
             except OSError:
                 continue  # it is gone, or somebody else's
-            if is_command or (needle in cmdline and b"/job.wrapped." in cmdline):
+            if is_command or (needle in cmdline and RUNS_JOBS.search(cmdline)):
                 found.append(int(name))
         return found
 

@@ -12,7 +12,7 @@ import pytest
 from xqute import JobOutcome, JobStatus, Xqute
 from xqute.schedulers.local_scheduler import LocalScheduler
 
-pytestmark = pytest.mark.usefixtures("job_processes")
+pytestmark = pytest.mark.usefixtures("job_processes", "each_way")
 
 
 async def _until_text(until, job):

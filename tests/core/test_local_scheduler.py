@@ -10,7 +10,7 @@ import pytest
 
 from xqute import JobOutcome, JobStatus, Xqute
 
-pytestmark = pytest.mark.usefixtures("job_processes")
+pytestmark = pytest.mark.usefixtures("job_processes", "each_way")
 
 
 # --- what a job gets ----------------------------------------------------------------------------
@@ -93,13 +93,16 @@ async def test_a_hijacking_environment_cannot_harm_the_wrapper(tmp_path, monkeyp
     assert jobs[0].stdout_file.read_text() == "hi\n"
 
 
-async def test_a_job_is_a_session_and_a_group_of_its_own(tmp_path, run_jobs):
-    (job,) = await run_jobs(
-        tmp_path, ["bash", "-c", "read -ra s </proc/self/stat; echo ${s[4]} ${s[5]}"]
-    )
+async def test_a_job_has_a_group_of_its_own_and_is_in_a_session_of_no_others(
+    tmp_path, run_jobs, each_way
+):
+    tells = ["bash", "-c", "read -ra s </proc/self/stat; echo ${s[4]} ${s[5]}"]
+    (job,) = await run_jobs(tmp_path, tells)
     group, session = job.stdout_file.read_text().split()
-    assert group == session == str(job.jid)
+    assert group == str(job.jid)
     assert int(session) != os.getsid(0)
+    # A fork server leads that of its processes.
+    assert (session == group) == (each_way == "started")
 
 
 # --- exit codes ---------------------------------------------------------------------------------

@@ -342,19 +342,6 @@ class Scheduler(ABC):
         """
         return True
 
-    @property
-    def n_early(self) -> int:
-        """How many of the jobs that wait are named to `prepare`; 0: it is not called."""
-        return 0
-
-    def prepare(self, jobs: Sequence[Job]) -> None:
-        """Get ready for the jobs that are the next to be submitted, planned ones first.
-
-        Called again whenever these are others; those that are not named again, and were not
-        submitted, may never be. Jobs that plugins may still change or stop are not named. Raises
-        nothing: what is wrong with a job is told at its submission.
-        """
-
     def plan_submissions(self, jobs: Sequence[Job]) -> list[Submission]:
         """Decide which jobs go to the backend together, in which order. Does nothing else."""
         return [Submission(self.submission_key(job), (job,)) for job in jobs]
@@ -546,9 +533,11 @@ class Scheduler(ABC):
             SubmitError: If the disk takes nothing just now (it is full, say); transient.
             OSError: If it cannot be written for another reason.
         """
-        return job.metadir / self._write_wrapper(job)
+        self._write_wrapper(job)
+        return job.metadir / self.wrapper_name
 
     def _write_wrapper(self, job: Job) -> str:
+        """Write the wrapper of a job, and give its text."""
         name = self.wrapper_name
         script = self.wrap_job_script(job)
         try:
@@ -558,7 +547,7 @@ class Scheduler(ABC):
                 raise
             # Nothing was sent yet, and later the disk may take it.
             raise SubmitError(f"{name} cannot be written: {exc}", transient=True) from exc
-        return name
+        return script
 
     def timeout_of(self, job: Job) -> float:
         """Give the seconds after its start until a job is ended; 0: no limit.

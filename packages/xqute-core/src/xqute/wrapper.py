@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 from .errors import InvalidJobError
 
 __all__ = [
+    "PLAIN",
     "build_environment",
     "build_parameters",
     "check_command",
@@ -21,6 +22,9 @@ __all__ = [
     "render",
 ]
 
+# The line of a script that runs no code of a user's but the command. Such a one may as well be
+# sourced by a shell that runs others, too.
+PLAIN: Final = "\nxq_plain=1\n"
 # The longest argument, or `NAME=value`, that exec takes: 32 pages, less the NUL at its end.
 MAX_ARGUMENT_BYTES: Final = 131_071
 

@@ -176,6 +176,10 @@ xq_signal_below() {
 # goes nowhere: job.stderr, here 3, is the command's. 122: the outputs cannot be opened; 125: the
 # working directory cannot be entered.
 xq_rc=122 xq_cause=SETUP
+#? plain
+# shellcheck disable=SC2034  # for who starts this script
+xq_plain=1
+#?
 xq_attempt() {
     xq_rc=125
     xq_status 4
@@ -294,16 +298,14 @@ xq_term='' xq_boot='' xq_line='' xq_untold='' xq_first='' xq_start=''
     # HOSTNAME may be inherited from another host.
     read -r xq_host </proc/sys/kernel/hostname || xq_host=$HOSTNAME
     read -r xq_boot </proc/sys/kernel/random/boot_id
-    read -r xq_line <"/proc/$$/stat"
+    read -r xq_line <"/proc/$BASHPID/stat"
 } 2>/dev/null
 # shellcheck disable=SC2206  # numbers
 xq_stat=(${xq_line##*) })
-# Started before its turn: a line on stdin says that it has come, the end of stdin that it never will.
-if [[ ${1-} == await-turn ]]; then read -r || exit 121; fi
 trap xq_term=1 TERM INT HUP QUIT XCPU
 trap : USR1 USR2
 #? pids
-xq_pid=$$
+xq_pid=$BASHPID
 #?
 xq_who="${xq_host:--} ${xq_boot:--} $xq_pid ${xq_stat[19]:--} ${xq_native:--}"
 #? restarts

@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
-from itertools import islice
 
 from .. import _faults, _files, _protocol
 from ..defaults import JobStatus
@@ -60,8 +59,6 @@ class Submitting:
         self._passed: list[Job] = []
         self._plans: deque[Submission] = deque()
         self._n_planned = 0
-        #: Those of a plan that are being announced and sent.
-        self._leaving: set[Job] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._n_awaited = 0
         self._is_pumping = False
@@ -153,18 +150,6 @@ class Submitting:
             jobs, self._passed = self._passed, []
             self._plan(jobs)
         self._spread()
-        self._look_ahead()
-
-    def _look_ahead(self) -> None:
-        """Have the backend get ready for the next jobs, once those with room are on their way."""
-        if self._run.scheduler.n_early and "on_job_submitting" not in self._run.hooks:
-            self._run.loop.call_soon(self._prepare)
-
-    def _prepare(self) -> None:
-        scheduler = self._run.scheduler
-        planned = [job for submission in self._plans for job in submission.jobs]
-        waiting = islice(self._waiting, scheduler.n_early)
-        scheduler.prepare([*self._leaving, *planned, *waiting])
 
     def _on_the_way(self) -> Iterator[Job]:
         """Give the jobs that take up room."""
@@ -276,7 +261,6 @@ class Submitting:
             return
         flights = [self._watching.take_off(job) for job in jobs]
         self._n_awaited += 1
-        self._leaving.update(jobs)
         try:
             if not await self._announce(submission.key, flights):
                 return
@@ -290,7 +274,6 @@ class Submitting:
             answers = dict.fromkeys(jobs, exc)
         finally:
             self._n_awaited -= 1
-            self._leaving.difference_update(jobs)
         _faults.reach("after-answer")
         await self._book(flights, answers)
 

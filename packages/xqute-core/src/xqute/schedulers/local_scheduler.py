@@ -13,24 +13,22 @@ from typing import Any
 from .. import _protocol
 from .._processes import ProcessTable, runs_script
 from ..defaults import JOBCMD_WRAPPER_LANG, SIGNAL_BASE, JobCause, JobStatus
-from ..errors import InvalidJobError, SubmitError, XquteWarning
+from ..errors import SubmitError, XquteWarning
 from ..job import Job
 from ..machine import Holding, Machine, impossible
 from ..scheduler import BackendState, Phase, Scheduler
-from ..utils import logger
+from ..wrapper import PLAIN
 
 __all__ = ["LocalScheduler"]
 
 #: How long a wrapper that has told its end may take to be gone.
 _DRAIN_S = 0.5
-#: How many wrappers await the turn of their jobs at the most.
-_N_EARLY = 2
 #: A submission key: run, index, attempt.
 _KEY = r"xq-([0-9a-z]+)-([0-9]+)-([0-9]+)"
 
 
 class LocalScheduler(Scheduler):
-    """Runs each job as a process group and session of its own on this machine.
+    """Runs each job as a process group of its own, in a session that no other job is in meanwhile.
 
     The native job id is the wrapper's process id. It alone is never trusted: a process is taken for
     a job only if it is a child that was not reaped yet, or if the job's start claim names its start
@@ -47,11 +45,9 @@ class LocalScheduler(Scheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._table = ProcessTable(self._on_exit)
+        self._table = ProcessTable(self._on_exit, self.local_workdir)
         self._report: Callable[[Job, BackendState], None] | None = None
         self._machine: Machine | None = None
-        #: The process ids of wrappers that await the turn of their jobs.
-        self._early: dict[Job, int] = {}
         if self.config:
             warnings.warn(_unknown_keywords(self.config), XquteWarning, stacklevel=2)
 
@@ -84,33 +80,8 @@ class LocalScheduler(Scheduler):
         self._report = report
         self._table.attach(asyncio.get_running_loop())
 
-    @property
-    def n_early(self) -> int:
-        """How many wrappers are started early: none where a subclass starts jobs by other means."""
-        return 0 if self.leaves_events else _N_EARLY
-
-    def prepare(self, jobs: Sequence[Job]) -> None:
-        """Start the wrappers of these jobs: each waits for its turn before it does anything.
-
-        What it costs to start one falls into the time when others run.
-        """
-        for job in self._early.keys() - set(jobs):
-            self._table.dismiss(self._early.pop(job))
-        for job in jobs:
-            if len(self._early) >= _N_EARLY:
-                break
-            has_resources = self.resources is not None or job.resources is not None
-            if job in self._early or has_resources or job.is_far:
-                continue
-            try:
-                argv = [*self._argv(job), "await-turn"]
-                self._early[job] = self._table.spawn_early(argv, job)
-            except (OSError, SubmitError, InvalidJobError) as exc:
-                logger.debug("%r is not started early: %s", job, exc)  # its turn will tell
-
     async def close(self) -> None:
         """Stop watching; processes run on, but those that are about to end are waited for."""
-        self.prepare([])
         await self._table.drain(_DRAIN_S)
         self._table.detach()
         self._report = None
@@ -121,25 +92,25 @@ class LocalScheduler(Scheduler):
         Raises:
             SubmitError: If there is no process; transient if for want of memory or processes.
         """
-        pid = self._early.pop(job, None)
-        if pid is None or not self._table.give_turn(pid):
-            pid = self._start(job)
+        text = self._write_wrapper(job)
+        script = f"{self.mounted_dir(job)}/{self.wrapper_name}"
+        pid = None
+        # `$$` in code of a user's is to be the job's own shell.
+        if PLAIN in text and not self.jobcmd_wrapper_init:
+            pid = self._table.fork(script, job, self.claim_tag(job))
+        if pid is None:
+            pid = self._start(script, job)
         if self._report is not None:
             self._report(job, BackendState(Phase.RUNNING))
         return pid
 
-    def _start(self, job: Job) -> int:
-        argv = self._argv(job)
+    def _start(self, script: str, job: Job) -> int:
         try:
-            return self._table.spawn(argv, job)
+            return self._table.spawn([JOBCMD_WRAPPER_LANG, "-p", script], job)
         except (BlockingIOError, MemoryError) as exc:
             raise SubmitError(f"No process can be made: {exc}", transient=True) from exc
         except OSError as exc:
             raise SubmitError(f"{JOBCMD_WRAPPER_LANG} cannot be started: {exc}") from exc
-
-    def _argv(self, job: Job) -> list[str]:
-        script = f"{self.mounted_dir(job)}/{self._write_wrapper(job)}"
-        return [JOBCMD_WRAPPER_LANG, "-p", script]
 
     def _on_exit(self, pid: int, job: Job, rc: int | None) -> None:
         if self._report is not None:

@@ -1,33 +1,27 @@
-"""Processes of this machine: starting wrappers, hearing of their exits, ending their groups."""
+"""The processes that run jobs: those we start, have forked, or take over; and their ends."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import resource
 import select
 import signal
-import subprocess
 import time
-from collections.abc import Callable, Container, Mapping
-from enum import Enum, auto
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
-from . import _protocol
-from .defaults import SIGNAL_BASE
-from .job import Job
-from .utils import logger
+from .. import _protocol
+from ..defaults import SIGNAL_BASE
+from ..job import Job
+from ..utils import logger
+from .children import End, look_at, spawn, wait
+from .fork_servers import ForkServer, ForkServers
+from .sessions import is_alive, is_anothers, is_of, kill_sessions, session_of, signal_group
 
-__all__ = ["ProcessTable", "runs_script"]
+__all__ = ["ProcessTable"]
 
-#: What a driver may ignore or block and a job must not inherit so.
-_DEFAULT_SIGNALS = [
-    sig
-    for sig in signal.Signals
-    if sig not in (signal.SIGKILL, signal.SIGSTOP) and sig < getattr(signal, "SIGRTMIN", 32)
-]
-_STDERR = 2
 _RESERVED_FDS = 16
 #: Seconds in which a process may still be about to become the command; until its second TERM.
 _YOUNG_S, _TERM_AGAIN_S = 1.0, 0.2
@@ -38,14 +32,17 @@ _SWEEP_INTERVAL_S = 0.02
 class _Child(NamedTuple):
     pid: int
     job: Job
+    session: int
     pidfd: int | None
     started_s: float
+    #: What the claims of the attempt are named after, where that is needed.
+    tag: str = ""
     #: By which a wrapper that is no child, but was adopted, is known.
     claim: _protocol.StartClaim | None = None
 
 
 class ProcessTable:
-    """The children of this process that run jobs.
+    """The children of this process that run jobs, and those of its fork servers.
 
     While attached to an event loop, each exit is told at once: one epoll holds the pidfds of all
     children, so that the loop has one descriptor to watch, however many there are. Where a pidfd is
@@ -54,16 +51,16 @@ class ProcessTable:
     Args:
         on_exit: Told, on the event loop, of the exit of a job's process: its id and exit code,
             128+n for a death by signal n, None if something else in this process reaped it.
+        label: What is to be read of its fork servers in a list of processes.
     """
 
-    def __init__(self, on_exit: Callable[[int, Job, int | None], None]) -> None:
+    def __init__(self, on_exit: Callable[[int, Job, int | None], None], label: str = "") -> None:
         self._on_exit = on_exit
         self._children: dict[int, _Child] = {}
+        self._servers = ForkServers(label, self._end_forked, self._lose_server)
+        #: What they run.
+        self._forked: dict[int, _Child] = {}
         self._killed: set[int] = set()
-        #: By process id: where children that await their turn are told of it.
-        self._gates: dict[int, int] = {}
-        #: Those that were started early and never had their turn.
-        self._untold: set[int] = set()
         self._by_pidfd: dict[int, _Child] = {}
         #: Wrappers that another process has started; with a pidfd they are in `_by_pidfd`, too.
         self._adopted: dict[int, _Child] = {}
@@ -86,6 +83,7 @@ class ProcessTable:
         if hasattr(os, "pidfd_open"):
             self._epoll = select.epoll()
             loop.add_reader(self._epoll.fileno(), self._on_readable)
+            self._servers.open(self._epoll, self._environ)
 
     def detach(self) -> None:
         """Tell no more; the children are still reaped when they are asked about."""
@@ -97,6 +95,9 @@ class ProcessTable:
         for pidfd, child in list(self._by_pidfd.items()):
             self._children[child.pid] = child._replace(pidfd=None)
             self._close_pidfd(pidfd)
+        self._servers.close()
+        self._killed -= self._forked.keys()
+        self._forked.clear()
         if self._epoll is not None:
             if self._loop is not None and not self._loop.is_closed():
                 self._loop.remove_reader(self._epoll.fileno())
@@ -107,9 +108,12 @@ class ProcessTable:
     async def drain(self, at_most_s: float) -> None:
         """Return when none is left, or time is up; a wrapper that has told its end is going."""
         until_s = time.monotonic() + at_most_s
-        while (self._children or self._adopted) and time.monotonic() < until_s:
+        while time.monotonic() < until_s:
             self._reap(list(self._children.values()))
             self._look_at_adopted(list(self._adopted.values()))
+            self._servers.retire_idle()
+            if not (self._children or self._forked or self._adopted or self._servers):
+                break
             await asyncio.sleep(0.001)
 
     def spawn(self, argv: list[str], job: Job) -> int:
@@ -118,76 +122,56 @@ class ProcessTable:
         Raises:
             OSError: If it cannot be started.
         """
-        return self._add(_spawn(argv, self._actions(), self._environ or os.environb), job)
-
-    def spawn_early(self, argv: list[str], job: Job) -> int:
-        """Start a process that awaits its turn, a line on its stdin, and give its id.
-
-        Until then its exit is nobody's business, and is not told. It ends by itself when it is
-        dismissed, and when this process is no more.
-
-        Raises:
-            OSError: If it cannot be started.
-        """
-        hears, gate = os.pipe()
-        try:
-            pid = _spawn(argv, self._actions(stdin=hears), self._environ or os.environb)
-        except BaseException:
-            os.close(gate)
-            raise
-        finally:
-            os.close(hears)
-        self._gates[pid] = gate
-        self._untold.add(pid)
-        return self._add(pid, job)
-
-    def give_turn(self, pid: int) -> bool:
-        """Let a process that was started early go on; False: it is gone."""
-        gate = self._gates.pop(pid, None)
-        if gate is None:
-            return False
-        try:
-            os.write(gate, b"\n")
-        except BrokenPipeError:
-            return False
-        finally:
-            os.close(gate)
-        self._untold.discard(pid)
-        child = self._children[pid]._replace(started_s=time.monotonic())
-        self._children[pid] = child
-        if child.pidfd is not None:
-            self._by_pidfd[child.pidfd] = child
-        return True
-
-    def dismiss(self, pid: int) -> None:
-        """Let a process that was started early end: its turn never comes."""
-        if pid in self._gates:
-            os.close(self._gates.pop(pid))
-
-    def _add(self, pid: int, job: Job) -> int:
+        pid = spawn(argv, self._environ or os.environb, ours=self._by_pidfd)
         pidfd = self._open_pidfd(pid)
-        child = self._children[pid] = _Child(pid, job, pidfd, time.monotonic())
+        child = self._children[pid] = _Child(pid, job, pid, pidfd, time.monotonic())
         if pidfd is not None:
             self._by_pidfd[pidfd] = child
         else:
             self._sweep_later()
         return pid
 
-    def _actions(self, stdin: int | None = None) -> list[tuple[object, ...]]:
-        """What a child does first: no streams, and nothing of what this process has open."""
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        return [
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
-            if stdin is None
-            else (os.POSIX_SPAWN_DUP2, stdin, 0),
-            (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
-            (os.POSIX_SPAWN_DUP2, 1, 2),
-            *(
-                (os.POSIX_SPAWN_CLOSE, fd)
-                for fd in _inheritable_fds(self._by_pidfd)
-                if fd < limit  # one beyond it (the limit was lowered) cannot be closed so
-            ),
-        ]
+    def fork(self, script: str, job: Job, tag: str) -> int | None:
+        """Have a process that was forked beforehand run a wrapper, and give its id.
+
+        It is in a process group of its own. Its session is that of the shell which has forked it,
+        and which runs nothing else meanwhile.
+
+        Args:
+            script: The path of the wrapper. It must not matter to it that `$$` is another process.
+            job: The job.
+            tag: What the claims of the attempt are named after.
+
+        Returns:
+            None: none is ready.
+        """
+        server = self._servers.run(script)
+        if server is None or server.process is None:
+            return None
+        pid = server.process
+        self._forked[pid] = _Child(pid, job, server.pid, None, time.monotonic(), tag)
+        return pid
+
+    def _end_forked(self, server: ForkServer, pid: int, rc: int) -> None:
+        child = self._forked.pop(pid)
+        folder = child.job.local_dir
+        # A wrapper that died of a signal leaves what it started.
+        if pid in self._killed or (
+            rc > SIGNAL_BASE and _protocol.read_end_record(folder, child.tag) is None
+        ):
+            self._killed.discard(pid)
+            self._servers.retire(server)
+            # Jobs that the server has run before may have left something there.
+            kill_sessions({child.session}, lambda member: not is_anothers(folder, member))
+        self._on_exit(pid, child.job, rc)
+
+    def _lose_server(self, pid: int) -> None:
+        """What a fork server ran may run on, without it."""
+        child = self._forked.pop(pid)
+        self._killed.discard(pid)
+        self.adopt(pid, child.job, child.tag)
+        if pid not in self._adopted and not is_alive(pid):
+            self._on_exit(pid, child.job, None)
 
     def adopt(self, pid: int, job: Job, tag: str) -> None:
         """Tell of the exit of a wrapper that is no child, if it is alive and has claimed its start.
@@ -197,7 +181,7 @@ class ProcessTable:
             job: The job that it runs.
             tag: Of the attempt, whose start claim says which process of this id is meant.
         """
-        if pid in self._children or self._loop is None:
+        if pid in self._children or pid in self._forked or self._loop is None:
             return
         known = self._adopted.get(pid)
         if known is not None:
@@ -207,7 +191,7 @@ class ProcessTable:
         pidfd = self._open_pidfd(pid)
         # After opening: now it cannot become another one.
         claim = _protocol.read_start_claim(job.local_dir, tag)
-        child = _Child(pid, job, pidfd, time.monotonic(), claim)
+        child = _Child(pid, job, session_of(pid), pidfd, time.monotonic(), tag, claim)
         if pidfd is not None:
             self._by_pidfd[pidfd] = child
         if claim is None or claim.pid != pid or not _protocol.claim_is_alive(claim):
@@ -228,9 +212,9 @@ class ProcessTable:
         """A wrapper that is no child has exited."""
         was_killed = child.pid in self._killed_adopted
         self._drop_adopted(child)
-        # Its id may be another's by now: only what knows its folder was its own.
-        kill_sessions({child.pid}, b"XQUTE_JOB_METADIR=" + os.fsencode(child.job.local_dir))
-        _wait(child.pid)  # a child of this process after all, of an earlier run in it
+        # Its session may be another's by now: only what knows its folder was its own.
+        kill_sessions({child.session}, partial(is_of, child.job.local_dir))
+        wait(child.pid)  # a child of this process after all, of an earlier run in it
         self._on_exit(child.pid, child.job, SIGNAL_BASE + signal.SIGKILL if was_killed else None)
 
     def _open_pidfd(self, pid: int) -> int | None:
@@ -260,6 +244,9 @@ class ProcessTable:
 
     def is_running(self, pid: int, job: Job) -> bool | None:
         """Tell whether a child still runs; None if `pid` is not a child that runs this job."""
+        forked = self._forked.get(pid)
+        if forked is not None and forked.job is job:
+            return True
         child = self._children.get(pid)
         if child is None or child.job is not job:
             return None
@@ -272,7 +259,7 @@ class ProcessTable:
         so that a command so young may not have seen TERM. It gets another one.
         """
         signal_group(pid, signal.SIGTERM)
-        child = self._children.get(pid)
+        child = self._children.get(pid) or self._forked.get(pid)
         if child is None:
             return
         self._killed.add(pid)
@@ -284,22 +271,32 @@ class ProcessTable:
         """KILL the groups and sessions of processes."""
         for pid in pids:
             signal_group(pid, signal.SIGKILL)
+        # Their sessions follow when their ends are told.
+        self._killed |= pids & self._forked.keys()
         self._killed_adopted |= pids & self._adopted.keys()
-        kill_sessions(pids)
+        for pid in self._killed_adopted:
+            child = self._adopted[pid]
+            kill_sessions({child.session}, partial(is_of, child.job.local_dir))
+        # Those who lead their sessions.
+        kill_sessions(pids - self._forked.keys())
 
     def _terminate_again(self, child: _Child) -> None:
-        if self._children.get(child.pid) is child:
+        if child in (self._children.get(child.pid), self._forked.get(child.pid)):
             signal_group(child.pid, signal.SIGTERM)
 
     def _on_readable(self) -> None:
         if self._epoll is None:
             return
         ready = {fd for fd, _ in self._epoll.poll(0)}
+        # Both before anything is closed: its number may be another's at once.
+        servers = self._servers.among(ready)
         exited = [self._by_pidfd[fd] for fd in ready if fd in self._by_pidfd]
         self._reap([child for child in exited if child.claim is None])
         for child in exited:
             if child.claim is not None:
                 self._end_adopted(child)
+        for server in servers:
+            self._servers.hear(server)
 
     def _sweep_later(self) -> None:
         if self._loop is not None and self._sweep is None:
@@ -327,175 +324,23 @@ class ProcessTable:
         While a dead leader is not reaped its process id, and so its group's and session's, cannot
         be used again: that is when the rest of it can be killed safely.
         """
-        ends = {child: _look_at(child.pid) for child in children}
-        exited = [child for child, end in ends.items() if end is not _End.NOT_YET]
+        ends = {child: look_at(child.pid) for child in children}
+        exited = [child for child, end in ends.items() if end is not End.NOT_YET]
         # A wrapper that died of a signal leaves what it started.
         sessions = {
             child.pid
             for child in exited
-            if child.pid in self._killed or ends[child] is _End.SIGNALLED
+            if child.pid in self._killed or ends[child] is End.SIGNALLED
         }
         for child in exited:
             signal_group(child.pid, signal.SIGKILL)
         if sessions:
             kill_sessions(sessions)
         for child in exited:
-            rc = _wait(child.pid)
+            rc = wait(child.pid)
             del self._children[child.pid]
             self._killed.discard(child.pid)
             if child.pidfd is not None:
                 self._close_pidfd(child.pidfd)
-            if child.pid in self._untold:
-                self._untold.remove(child.pid)
-                self.dismiss(child.pid)
-            else:
-                self._on_exit(child.pid, child.job, rc)
+            self._on_exit(child.pid, child.job, rc)
         return len(exited)
-
-
-def _spawn(
-    argv: list[str], file_actions: list[tuple[object, ...]], environ: Mapping[bytes, bytes]
-) -> int:
-    try:
-        return os.posix_spawn(
-            argv[0],
-            argv,
-            environ,
-            file_actions=file_actions,
-            setsid=True,
-            setsigmask=[],
-            setsigdef=_DEFAULT_SIGNALS,
-        )
-    except NotImplementedError:
-        # A libc whose posix_spawn makes no sessions (macOS).
-        process = subprocess.Popen(
-            argv,
-            env=environ,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        # It is reaped here, so that Popen must not think it is its business.
-        process.returncode = 0
-        return process.pid
-
-
-def _inheritable_fds(ours: Container[int]) -> list[int]:
-    """Descriptors that a child would inherit: what the starter of this process left open, mostly.
-
-    Args:
-        ours: Descriptors that are known not to be inheritable.
-    """
-    try:
-        names = os.listdir("/proc/self/fd")
-    except FileNotFoundError:
-        return []
-    fds = []
-    for fd in map(int, names):
-        try:
-            if fd > _STDERR and fd not in ours and os.get_inheritable(fd):
-                fds.append(fd)
-        except OSError:
-            continue  # the descriptor of the listing itself
-    return fds
-
-
-class _End(Enum):
-    NOT_YET = auto()
-    EXITED = auto()
-    SIGNALLED = auto()
-    #: Something else in this process has reaped it.
-    REAPED = auto()
-
-
-def _look_at(pid: int) -> _End:
-    """Tell whether a child has ended, without reaping it."""
-    try:
-        result = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        return _End.REAPED
-    if result is None:
-        return _End.NOT_YET
-    return _End.EXITED if result.si_code == os.CLD_EXITED else _End.SIGNALLED
-
-
-def _wait(pid: int) -> int | None:
-    try:
-        result = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
-    except ChildProcessError:
-        return None
-    if result is None:
-        return None
-    return result.si_status if result.si_code == os.CLD_EXITED else SIGNAL_BASE + result.si_status
-
-
-def signal_group(pgid: int, sig: signal.Signals) -> None:
-    """Send a signal to a process group; one that is not there is no error."""
-    try:
-        os.killpg(pgid, sig)
-    except ProcessLookupError:
-        pass
-    except PermissionError as exc:
-        logger.warning("Process group %d cannot be signalled: %s", pgid, exc)
-
-
-def _read_words(pid: int, name: str) -> list[bytes]:
-    """Give the words of /proc/<pid>/cmdline or environ; none if there is no such process."""
-    try:
-        with open(f"/proc/{pid}/{name}", "rb") as file:
-            return file.read().split(b"\0")
-    except OSError:
-        return []
-
-
-async def runs_script(pid: int, script: str) -> bool:
-    """Tell whether a process is a shell that runs this script; False where there is no /proc."""
-    words: list[bytes] = []
-    for _ in range(20):
-        words = _read_words(pid, "cmdline")
-        if words != [b""] or _protocol.process_state(pid) == "Z":
-            break
-        # It is just being executed, and has no words yet (a kernel thread never has any).
-        await asyncio.sleep(0.002)
-    return os.fsencode(script) in words
-
-
-def kill_sessions(sessions: set[int], variable: bytes = b"") -> None:
-    """KILL every process of the given sessions, until a look finds none that is alive.
-
-    Where there is no /proc, only the groups that have the sessions' names are reached.
-
-    Args:
-        sessions: The ids of the sessions.
-        variable: Only those that were started with this in their environment, if it is given.
-    """
-    for _ in range(10):
-        members = [
-            pid
-            for pid in _session_members(sessions)
-            if not variable or variable in _read_words(pid, "environ")
-        ]
-        if not members:
-            return
-        for pid in members:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except OSError as exc:
-                if exc.errno != errno.ESRCH:
-                    logger.warning("Process %d cannot be killed: %s", pid, exc)
-
-
-def _session_members(sessions: set[int]) -> list[int]:
-    try:
-        names = os.listdir("/proc")
-    except FileNotFoundError:
-        return []
-    members = []
-    for name in names:
-        if not name.isdigit():
-            continue
-        stat = _protocol._process_stat(int(name))
-        if stat is not None and int(stat[3]) in sessions and stat[0] not in (b"Z", b"X"):
-            members.append(int(name))
-    return members

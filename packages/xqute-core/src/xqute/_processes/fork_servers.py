@@ -1,0 +1,228 @@
+"""Shells that run wrappers in processes which they have forked beforehand."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib import resources
+
+from ..defaults import JOBCMD_WRAPPER_LANG
+from ..utils import logger
+from .children import End, look_at, spawn, wait
+
+__all__ = ["ForkServer", "ForkServers"]
+
+#: How many there are at the most.
+_MOST = 16
+
+
+class ForkServer:
+    """One such shell, in a session of its own, which runs one wrapper at a time.
+
+    What it does, and says, is told in `fork_server.sh`. It ends when it is closed, or when this
+    process is no more; what it runs then is not disturbed.
+
+    Attributes:
+        pid: Its process id, which is that of its session.
+        process: The process that waits for a wrapper, or runs one; None: there is none just now.
+        is_busy: Whether that process was told to run one.
+        cwd: The working directory of both; None: one that was removed.
+
+    Args:
+        label: What is to be read of it in a list of processes.
+        environ: Its environment, and that of what it runs.
+
+    Raises:
+        OSError: If it cannot be started.
+    """
+
+    def __init__(self, label: str, environ: Mapping[bytes, bytes]) -> None:
+        self.process: int | None = None
+        self.is_busy = False
+        self.cwd = _find_cwd()
+        self._heard = b""
+        self._channel, its_own = socket.socketpair()
+        with its_own:
+            try:
+                words = [JOBCMD_WRAPPER_LANG, "-p", "-c", _script(), "xqute-fork-server", label]
+                self.pid = spawn(words, environ, channel=its_own.fileno())
+            except BaseException:
+                self._channel.close()
+                raise
+        self._channel.setblocking(False)
+
+    def fileno(self) -> int:
+        """Give the descriptor that is readable when there is something to hear."""
+        return self._channel.fileno()
+
+    def is_closed(self) -> bool:
+        """Whether it was closed."""
+        return self.fileno() < 0
+
+    def run(self, script: str) -> bool:
+        """Have the process that waits run a wrapper; False: it cannot be told."""
+        try:
+            self._channel.sendall(os.fsencode(f"{self.process}:{script}\0"))
+        except OSError:
+            return False
+        self.is_busy = True
+        return True
+
+    def hear(self) -> list[int] | None:
+        """Give what it has said, by turns a process id and an exit code; None: it is gone."""
+        try:
+            data = self._channel.recv(4096)
+        except BlockingIOError:
+            return []
+        except OSError:
+            return None
+        if not data:
+            return None
+        *lines, self._heard = (self._heard + data).split(b"\n")
+        return [int(line) for line in lines]
+
+    def close(self) -> None:
+        """Have it end, as soon as what it runs has."""
+        self._channel.close()
+
+
+class ForkServers:
+    """The fork servers of one scheduler; more are made as they are needed.
+
+    Args:
+        label: What is to be read of them in a list of processes.
+        on_exit: Told when what one ran has ended and nothing is left in its group: the server, the
+            process id, the exit code, 128+n for a death by signal n.
+        on_lost: Told when a server is gone before what it runs: the process id.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        on_exit: Callable[[ForkServer, int, int], None],
+        on_lost: Callable[[int], None],
+    ) -> None:
+        self._label = label
+        self._on_exit = on_exit
+        self._on_lost = on_lost
+        self._epoll: select.epoll | None = None
+        self._environ: Mapping[bytes, bytes] = {}
+        self._servers: dict[int, ForkServer] = {}
+        #: Those with a process that waits for a wrapper.
+        self._ready: list[ForkServer] = []
+        #: The ids of those that are about to end, or have ended.
+        self._leaving: set[int] = set()
+        #: Whether one was wanted already.
+        self._was_wanted = False
+
+    def open(self, epoll: select.epoll, environ: Mapping[bytes, bytes]) -> None:
+        """Make servers from now on; whoever polls `epoll` calls `hear` for those that it names."""
+        self._epoll, self._environ = epoll, environ
+
+    def close(self) -> list[int]:
+        """Let go of all, and give the processes of those that are busy."""
+        servers = list(self._servers.values())
+        for server in servers:
+            self.retire(server)
+        self.reap()
+        self._epoll = None
+        self._was_wanted = False
+        return [server.process for server in servers if server.is_busy and server.process]
+
+    def __len__(self) -> int:
+        """How many there are, those that are about to end included."""
+        return len(self._servers) + len(self._leaving)
+
+    def among(self, fds: set[int]) -> list[ForkServer]:
+        """Give those that have these descriptors."""
+        return [self._servers[fd] for fd in fds & self._servers.keys()]
+
+    def run(self, script: str) -> ForkServer | None:
+        """Have a process that waits run a wrapper; None: none does, but soon one may."""
+        # What is read by bash's `read` is exact only for these.
+        if self._epoll is None or not (script.isascii() and script.isprintable()):
+            return None
+        cwd = _find_cwd()
+        while self._ready:
+            server = self._ready.pop()
+            if server.cwd == cwd and server.run(script):
+                return server
+            self.retire(server)
+        # One job alone would only wait for it.
+        if self._was_wanted and len(self._servers) < _MOST:
+            self._start()
+        self._was_wanted = True
+        return None
+
+    def _start(self) -> None:
+        try:
+            server = ForkServer(self._label, self._environ)
+        except OSError as exc:
+            logger.debug("No fork server is started: %s", exc)
+            return
+        self._servers[server.fileno()] = server
+        if self._epoll is not None:
+            self._epoll.register(server.fileno(), select.EPOLLIN)
+
+    def hear(self, server: ForkServer) -> None:
+        """Hear what a server has to say, and pass it on."""
+        if server.is_closed():
+            return
+        said = server.hear()
+        if said is None:
+            self.retire(server)
+            if server.is_busy and server.process is not None:
+                self._on_lost(server.process)
+            return
+        for number in said:
+            if server.is_closed():
+                return  # by whoever was told of the number before
+            pid, server.process = server.process, None
+            if pid is None:
+                server.process = number
+                self._ready.append(server)
+            elif server.is_busy:
+                server.is_busy = False
+                self._on_exit(server, pid, number)
+            else:
+                self._ready.remove(server)  # it was killed while it waited
+
+    def retire(self, server: ForkServer) -> None:
+        """Let a server end, once what it runs has."""
+        del self._servers[server.fileno()]
+        if server in self._ready:
+            self._ready.remove(server)
+        if self._epoll is not None:
+            self._epoll.unregister(server.fileno())
+        server.close()
+        self._leaving.add(server.pid)
+
+    def retire_idle(self) -> None:
+        """Let those end that run nothing."""
+        while self._ready:
+            self.retire(self._ready[-1])
+        self.reap()
+
+    def reap(self) -> None:
+        """Reap those that have ended."""
+        for pid in list(self._leaving):
+            if look_at(pid) is not End.NOT_YET:
+                wait(pid)
+                self._leaving.remove(pid)
+
+
+def _find_cwd() -> str | None:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return None
+
+
+@cache
+def _script() -> str:
+    text = resources.files(__package__).joinpath("fork_server.sh").read_text("ascii")
+    lines = [line for line in text.splitlines() if line and not line.lstrip().startswith("#")]
+    return "\n".join(lines)

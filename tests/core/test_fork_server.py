@@ -1,0 +1,323 @@
+"""Wrappers in processes that were forked beforehand: no job can tell, and no process is left."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+
+import pytest
+
+from xqute import JobOutcome, JobStatus, Xqute
+from xqute._processes import fork_servers
+from xqute._processes.fork_servers import ForkServer
+
+pytestmark = [
+    pytest.mark.usefixtures("job_processes"),
+    pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="wrappers are not forked then"),
+]
+
+ABOUT_ITSELF = """
+import json, os, resource, time
+about = dict(line.split(":", 1) for line in open("/proc/self/status").read().splitlines())
+
+def is_open(fd):
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+print(json.dumps({
+    "environment": {k: v for k, v in os.environ.items() if not k.startswith("XQUTE_JOB_")},
+    "streams": [os.readlink(f"/proc/self/fd/{fd}").rpartition("/")[2] for fd in range(3)],
+    "descriptors": [fd for fd in range(1000) if is_open(fd)],
+    "signals": [about[name] for name in ("SigBlk", "SigIgn", "SigCgt")],
+    "others": [about["Umask"], os.nice(0), os.getcwd()],
+    "limits": [resource.getrlimit(limit) for limit in range(16)],
+    "leads_its_group": os.getpgrp() == os.getppid(),
+    "has_a_terminal": os.path.exists("/dev/tty") and not os.system("(: </dev/tty) 2>/dev/null"),
+}))
+"""
+
+
+@pytest.fixture
+def servers(monkeypatch):
+    """The fork servers that are made."""
+    made = []
+
+    class Noted(ForkServer):
+        def __init__(self, *args):
+            super().__init__(*args)
+            made.append(self)
+
+    monkeypatch.setattr(fork_servers, "ForkServer", Noted)
+    return made
+
+
+@pytest.fixture
+def one(monkeypatch, every_wrapper_forked, servers):
+    """Have one fork server run all; give the list that it will be in."""
+    monkeypatch.setattr(fork_servers, "_MOST", 1)
+    return servers
+
+
+def _state(pid):
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(") ")[2][0]
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+async def _ends(xq):
+    await asyncio.wait_for(xq.run_until_complete(), 20)
+
+
+# --- what a job sees ----------------------------------------------------------------------------
+
+
+async def test_a_job_gets_what_it_would_get_from_a_shell_of_its_own(tmp_path, request, run_jobs):
+    command = [sys.executable, "-c", ABOUT_ITSELF]
+    (started,) = await run_jobs(tmp_path, command)
+    servers = request.getfixturevalue("servers")
+    request.getfixturevalue("every_wrapper_forked")
+    (forked,) = await run_jobs(tmp_path, command)
+    assert len(servers) == 1
+    wanted, given = (json.loads(job.stdout_file.read_text()) for job in (started, forked))
+    assert given == wanted
+    assert given["descriptors"] == [0, 1, 2]
+    assert given["leads_its_group"]
+    assert not given["has_a_terminal"]
+
+
+async def test_jobs_are_not_in_one_session_at_a_time(tmp_path, every_wrapper_forked, gate, until):
+    xq = Xqute(workdir=tmp_path / "w", forks=3)
+    jobs = [await xq.put(gate.command()) for _ in range(3)]
+    await until(lambda: {job.status for job in jobs} == {JobStatus.RUNNING})
+    sessions = {os.getsid(int(job.jid)) for job in jobs}
+    assert len(sessions - {os.getsid(0)}) == 3
+    gate.open()
+    await _ends(xq)
+
+
+@pytest.mark.parametrize("code", ["prescript", "postscript", "hook"])
+async def test_code_of_a_user_has_a_shell_of_its_own(
+    tmp_path, every_wrapper_forked, servers, make_plugin, run_jobs, code
+):
+    tells = 'echo "$$" >>"$XQUTE_METADIR/shells"'
+    keywords = {"scheduler_opts": {code: tells}}
+    if code == "hook":
+        keywords = {"plugins": [make_plugin(on_jobcmd_prep=lambda scheduler, job: tells)]}
+    jobs = await run_jobs(tmp_path, *["true"] * 3, **keywords)
+    shells = (tmp_path / "w" / "shells").read_text().split()
+    assert sorted(shells) == sorted(str(job.jid) for job in jobs)
+    assert servers == []
+
+
+async def test_a_workdir_of_any_name_will_do(tmp_path, every_wrapper_forked, run_jobs):
+    folder = tmp_path / "a b\n\u00e4\x01\udcff'"
+    folder.mkdir()
+    jobs = await run_jobs(folder, *["echo hi"] * 3)
+    assert [job.stdout_file.read_text() for job in jobs] == ["hi\n"] * 3
+
+
+async def test_jobs_follow_the_working_directory(tmp_path, one, monkeypatch):
+    xq = Xqute(workdir=tmp_path / "w")
+    monkeypatch.chdir(tmp_path)
+    jobs = [await xq.put("pwd")]
+    await jobs[0].wait()
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "there")
+    jobs += [await xq.put("pwd"), await xq.put("pwd")]
+    await _ends(xq)
+    told = [job.stdout_file.read_text().strip() for job in jobs]
+    assert told == [str(tmp_path), *[str(tmp_path / "there")] * 2]
+    assert len(one) == 2
+
+
+# --- when one is made ---------------------------------------------------------------------------
+
+
+async def test_for_one_job_alone_none_is_made(tmp_path, servers, run_jobs):
+    await run_jobs(tmp_path, "true")
+    assert servers == []
+
+
+async def test_for_more_some_are_made_and_none_is_left(tmp_path, servers, run_jobs, is_alive):
+    jobs = await run_jobs(tmp_path, *["true"] * 200, forks=2)
+    assert [job.outcome for job in jobs] == [JobOutcome.SUCCEEDED] * 200
+    assert 1 <= len(servers) <= fork_servers._MOST
+    # Not even as zombies, for they are children of this process.
+    assert {_state(server.pid) for server in servers} == {None}
+
+
+async def test_jobs_run_where_none_can_be_made(tmp_path, monkeypatch, run_jobs):
+    def fails(*args):
+        raise BlockingIOError("no process can be made")
+
+    monkeypatch.setattr(fork_servers, "ForkServer", fails)
+    jobs = await run_jobs(tmp_path, *["true"] * 5, forks=2)
+    assert [job.outcome for job in jobs] == [JobOutcome.SUCCEEDED] * 5
+
+
+async def test_none_outlives_a_driver_that_was_killed(
+    tmp_path, start_driver, until, gate, is_alive
+):
+    driver = start_driver(
+        """
+        import asyncio, json, sys, xqute
+
+        async def main():
+            xq = xqute.Xqute(workdir="w", forks=2)
+            servers = xq.scheduler._table._servers
+            await (await xq.put("true")).wait()
+            for _ in range(2):
+                servers._start()
+            while len(servers._ready) < 2:
+                await asyncio.sleep(0.001)
+            job = await xq.put(sys.argv[1:])
+            while job.status < 4:
+                await asyncio.sleep(0.001)
+            assert len(servers._ready) == 1
+            with open("servers", "w") as file:
+                json.dump([server.pid for server in servers._servers.values()], file)
+            await asyncio.sleep(60)
+
+        asyncio.run(main())
+        """,
+        *gate.command("exit 3"),
+    )
+    told = tmp_path / "servers"
+    await until(lambda: told.exists() and told.read_text().endswith("]"))
+    servers = json.loads(told.read_text())
+    assert len(servers) == 2
+    driver.process.kill()
+    driver.process.wait()
+    # Whoever runs nothing ends at once, the other when its job has.
+    await until(lambda: sum(map(is_alive, servers)) <= 1)
+    gate.open()
+    await until(lambda: not any(map(is_alive, servers)))
+    assert (tmp_path / "w" / "1" / "job.rc").read_text() == "3"
+
+
+# --- accidents ----------------------------------------------------------------------------------
+
+
+@pytest.mark.concurrency
+async def test_a_job_that_is_stopped_for_a_while_has_not_ended(tmp_path, one, gate, until):
+    xq = Xqute(workdir=tmp_path / "w", forks=2)
+    job = await xq.put(gate.command("exit 4"))
+    await until(lambda: job.status is JobStatus.RUNNING)
+    os.killpg(int(job.jid), signal.SIGSTOP)
+    await until(lambda: _state(job.jid) == "T")
+    other = await xq.put("true")  # by another way, for the one server is taken
+    await other.wait()
+    # It waits for a process, it does not look again and again.
+    assert (_state(one[0].pid), job.status) == ("S", JobStatus.RUNNING)
+    os.killpg(int(job.jid), signal.SIGCONT)
+    gate.open()
+    await _ends(xq)
+    assert (job.rc, other.rc, job.trial_count) == (4, 0, 0)
+
+
+@pytest.mark.concurrency
+async def test_a_job_whose_fork_server_is_killed_runs_on_and_its_end_is_told(
+    tmp_path, one, gate, until
+):
+    xq = Xqute(workdir=tmp_path / "w", error_strategy="retry", num_retries=1)
+    job = await xq.put(gate.command("echo ran >>../ran; exit 3"), cwd=tmp_path / "w")
+    await until((tmp_path / "w" / "0" / "job.status").exists)
+    await until(lambda: job.status is JobStatus.RUNNING)
+    os.kill(one[0].pid, signal.SIGKILL)
+    await until(one[0].is_closed)
+    assert job.status is JobStatus.RUNNING
+    gate.open()
+    await _ends(xq)
+    assert job.rc == 3
+    assert (job.trial_count, (tmp_path / "ran").read_text()) == (1, "ran\n" * 2)
+
+
+@pytest.mark.concurrency
+async def test_a_fork_server_that_is_killed_while_it_waits_is_replaced(tmp_path, one, until):
+    xq = Xqute(workdir=tmp_path / "w")
+    await (await xq.put("true")).wait()
+    os.kill(one[0].pid, signal.SIGKILL)
+    job = await xq.put("true")
+    await _ends(xq)
+    assert (job.outcome, job.trial_count) == (JobOutcome.SUCCEEDED, 0)
+
+
+@pytest.mark.concurrency
+async def test_a_process_that_is_killed_while_it_waits_is_replaced(tmp_path, one, until):
+    xq = Xqute(workdir=tmp_path / "w")
+    await (await xq.put("true")).wait()
+    waiting = await until(lambda: one[0].process)
+    os.kill(waiting, signal.SIGKILL)
+    await until(lambda: one[0].process not in (None, waiting))
+    job = await xq.put("true")
+    await _ends(xq)
+    assert (job.outcome, job.trial_count) == (JobOutcome.SUCCEEDED, 0)
+    assert len(one) == 1
+
+
+@pytest.mark.concurrency
+async def test_what_was_meant_for_a_process_that_was_killed_is_run_by_no_other(
+    tmp_path, one, until
+):
+    """It is dead already, and the server cannot say so yet."""
+    xq = Xqute(workdir=tmp_path / "w")
+    await (await xq.put("true")).wait()
+    waiting = await until(lambda: one[0].process)
+    os.kill(one[0].pid, signal.SIGSTOP)
+    await until(lambda: _state(one[0].pid) == "T")
+    os.kill(waiting, signal.SIGKILL)
+    await until(lambda: _state(waiting) == "Z")
+    job = await xq.put(["bash", "-c", "echo ran >>../ran"], cwd=tmp_path / "w")
+    await until(lambda: job.status >= JobStatus.SUBMITTED)
+    os.kill(one[0].pid, signal.SIGCONT)
+    await job.wait()
+    assert (job.outcome, job.rc) == (JobOutcome.FAILED, 128 + signal.SIGKILL)
+    after = await xq.put("true")
+    await _ends(xq)
+    assert after.outcome is JobOutcome.SUCCEEDED
+    assert not (tmp_path / "ran").exists()
+    assert len(one) == 2  # its session was swept
+
+
+@pytest.mark.concurrency
+async def test_a_kill_spares_what_another_job_has_left_in_the_session(
+    tmp_path, one, until, is_alive
+):
+    """In groups of their own, which is why the end of a job leaves them alone."""
+    xq = Xqute(workdir=tmp_path / "w")
+    leaves = "set -m; sleep 61 >/dev/null & echo $!"
+    first = await xq.put(["bash", "-c", leaves])
+    await first.wait()
+    second = await xq.put(["bash", "-c", f"{leaves}; wait"])
+    mine = int(await until(lambda: second.stdout_file.exists() and second.stdout_file.read_text()))
+    anothers = int(first.stdout_file.read_text())
+    try:
+        assert len(one) == 1
+        assert os.getsid(anothers) == os.getsid(mine) == one[0].pid
+        xq.cancel()
+        await _ends(xq)
+        assert (second.outcome, is_alive(mine)) == (JobOutcome.KILLED, False)
+        assert is_alive(anothers)
+    finally:
+        os.kill(anothers, signal.SIGKILL)
+
+
+@pytest.mark.concurrency
+async def test_a_wrapper_that_is_killed_leaves_nothing_in_its_session(
+    tmp_path, one, until, is_alive
+):
+    xq = Xqute(workdir=tmp_path / "w")
+    job = await xq.put(["bash", "-c", "set -m; sleep 61 >/dev/null & echo $!; wait"])
+    left = int(await until(lambda: job.stdout_file.exists() and job.stdout_file.read_text()))
+    os.killpg(int(job.jid), signal.SIGKILL)
+    await _ends(xq)
+    assert (job.outcome, job.rc) == (JobOutcome.FAILED, 128 + signal.SIGKILL)
+    await until(lambda: not is_alive(left))
