@@ -154,6 +154,16 @@ async def test_for_more_some_are_made_and_none_is_left(tmp_path, servers, run_jo
     assert {_state(server.pid) for server in servers} == {None}
 
 
+async def test_none_is_left_when_a_run_is_over_though_they_are_slow(tmp_path, one, until, is_alive):
+    xq = Xqute(workdir=tmp_path / "w")
+    await (await xq.put("true")).wait()
+    slow = [one[0].pid, await until(lambda: one[0].process)]
+    for pid in slow:
+        os.kill(pid, signal.SIGSTOP)
+    await _ends(xq)
+    assert not any(map(is_alive, slow))
+
+
 async def test_jobs_run_where_none_can_be_made(tmp_path, monkeypatch, run_jobs):
     def fails(*args):
         raise BlockingIOError("no process can be made")

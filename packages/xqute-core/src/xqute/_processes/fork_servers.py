@@ -12,6 +12,7 @@ from importlib import resources
 from ..defaults import JOBCMD_WRAPPER_LANG
 from ..utils import logger
 from .children import End, look_at, spawn, wait
+from .sessions import is_anothers, kill_sessions
 
 __all__ = ["ForkServer", "ForkServers"]
 
@@ -113,8 +114,9 @@ class ForkServers:
         self._servers: dict[int, ForkServer] = {}
         #: Those with a process that waits for a wrapper.
         self._ready: list[ForkServer] = []
-        #: The ids of those that are about to end, or have ended.
-        self._leaving: set[int] = set()
+        #: The ids of those that have no more to do, and of those that were let go of while busy.
+        self._idle: set[int] = set()
+        self._gone: set[int] = set()
         #: Whether one was wanted already.
         self._was_wanted = False
 
@@ -122,19 +124,13 @@ class ForkServers:
         """Make servers from now on; whoever polls `epoll` calls `hear` for those that it names."""
         self._epoll, self._environ = epoll, environ
 
-    def close(self) -> list[int]:
-        """Let go of all, and give the processes of those that are busy."""
-        servers = list(self._servers.values())
-        for server in servers:
+    def close(self) -> None:
+        """Let go of all; those that are busy end when what they run has."""
+        for server in list(self._servers.values()):
             self.retire(server)
-        self.reap()
+        self._reap()
         self._epoll = None
         self._was_wanted = False
-        return [server.process for server in servers if server.is_busy and server.process]
-
-    def __len__(self) -> int:
-        """How many there are, those that are about to end included."""
-        return len(self._servers) + len(self._leaving)
 
     def among(self, fds: set[int]) -> list[ForkServer]:
         """Give those that have these descriptors."""
@@ -198,20 +194,25 @@ class ForkServers:
         if self._epoll is not None:
             self._epoll.unregister(server.fileno())
         server.close()
-        self._leaving.add(server.pid)
+        (self._gone if server.is_busy else self._idle).add(server.pid)
 
-    def retire_idle(self) -> None:
-        """Let those end that run nothing."""
-        while self._ready:
-            self.retire(self._ready[-1])
-        self.reap()
+    def end_idle(self) -> bool:
+        """End those that run nothing; tell whether there are none, and none of their processes."""
+        for server in [server for server in self._servers.values() if not server.is_busy]:
+            self.retire(server)
+        # They would end by themselves, in their time. What jobs have left with them is not ours.
+        are_gone = not self._idle or kill_sessions(
+            self._idle, lambda member: not is_anothers(None, member)
+        )
+        self._reap()
+        return are_gone and not self._idle
 
-    def reap(self) -> None:
+    def _reap(self) -> None:
         """Reap those that have ended."""
-        for pid in list(self._leaving):
-            if look_at(pid) is not End.NOT_YET:
-                wait(pid)
-                self._leaving.remove(pid)
+        for pid in [pid for pid in self._idle | self._gone if look_at(pid) is not End.NOT_YET]:
+            wait(pid)
+            self._idle.discard(pid)
+            self._gone.discard(pid)
 
 
 def _find_cwd() -> str | None:

@@ -34,7 +34,7 @@ def signal_group(pgid: int, sig: signal.Signals) -> None:
         logger.warning("Process group %d cannot be signalled: %s", pgid, exc)
 
 
-def kill_sessions(sessions: set[int], may_kill: Callable[[int], bool] | None = None) -> None:
+def kill_sessions(sessions: set[int], may_kill: Callable[[int], bool] | None = None) -> bool:
     """KILL every process of the given sessions, until a look finds none that is alive.
 
     Where there is no /proc, only the groups that have the sessions' names are reached.
@@ -42,17 +42,21 @@ def kill_sessions(sessions: set[int], may_kill: Callable[[int], bool] | None = N
     Args:
         sessions: The ids of the sessions.
         may_kill: Tells of a process whether it is meant; None: all are.
+
+    Returns:
+        Whether none was found in the end; what was killed needs a moment to be gone.
     """
     for _ in range(10):
         members = [pid for pid in _members(sessions) if may_kill is None or may_kill(pid)]
         if not members:
-            return
+            return True
         for pid in members:
             try:
                 os.kill(pid, signal.SIGKILL)
             except OSError as exc:
                 if exc.errno != errno.ESRCH:
                     logger.warning("Process %d cannot be killed: %s", pid, exc)
+    return False
 
 
 def _members(sessions: set[int]) -> list[int]:
@@ -83,10 +87,10 @@ def is_of(folder: str, pid: int) -> bool:
     return _FOLDER + os.fsencode(folder) in _read_words(pid, "environ")
 
 
-def is_anothers(folder: str, pid: int) -> bool:
+def is_anothers(folder: str | None, pid: int) -> bool:
     """Whether a process belongs to a job with another folder, as its environment tells."""
     folders = [word for word in _read_words(pid, "environ") if word.startswith(_FOLDER)]
-    return bool(folders) and _FOLDER + os.fsencode(folder) not in folders
+    return bool(folders) and (folder is None or _FOLDER + os.fsencode(folder) not in folders)
 
 
 async def runs_script(pid: int, script: str) -> bool:

@@ -27,6 +27,8 @@ _RESERVED_FDS = 16
 _YOUNG_S, _TERM_AGAIN_S = 1.0, 0.2
 #: Seconds between two looks at children for which there is no pidfd.
 _SWEEP_INTERVAL_S = 0.02
+#: How long fork servers that were killed may take to be gone.
+_SERVERS_END_S = 5.0
 
 
 class _Child(NamedTuple):
@@ -106,13 +108,18 @@ class ProcessTable:
         self._loop = self._environ = None
 
     async def drain(self, at_most_s: float) -> None:
-        """Return when none is left, or time is up; a wrapper that has told its end is going."""
+        """Return when none is left, or time is up; a wrapper that has told its end is going.
+
+        Fork servers that run nothing are ended.
+        """
         until_s = time.monotonic() + at_most_s
-        while time.monotonic() < until_s:
+        while (self._children or self._forked or self._adopted) and time.monotonic() < until_s:
             self._reap(list(self._children.values()))
             self._look_at_adopted(list(self._adopted.values()))
-            self._servers.retire_idle()
-            if not (self._children or self._forked or self._adopted or self._servers):
+            await asyncio.sleep(0.001)
+        until_s = time.monotonic() + _SERVERS_END_S
+        while time.monotonic() < until_s:
+            if self._servers.end_idle():
                 break
             await asyncio.sleep(0.001)
 
