@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import FULL, QUICK, Bench
+from measuring import probe_files_us
 from reporting import Section, render_section, section_as_json
 from sections import SECTIONS
 
@@ -39,7 +40,7 @@ def main() -> int:
     sections: list[Section] = []
     signal.signal(signal.SIGTERM, _interrupt)  # so that what was made is removed then, too
     with _folder(None) as scratch, _folder("/dev/shm") as memory:
-        here["files_us"] = _probe_us(scratch)
+        here["files_us"] = probe_files_us(scratch)
         print(f"load {load:.2f}; in {scratch.parent} a folder with a file costs", end=" ")
         print(f"{here['files_us']:.0f} us", flush=True)
         bench = Bench(sizes, scratch, memory, options.peers or scratch / "peers", _tell)
@@ -118,17 +119,6 @@ def _folder(root: str | None) -> Iterator[Path]:
         root = None
     with tempfile.TemporaryDirectory(prefix="xqute-benchmark-", dir=root) as folder:
         yield Path(folder).resolve()
-
-
-def _probe_us(scratch: Path) -> float:
-    """What a folder with a one-byte file costs in `scratch`."""
-    count = 500
-    started = time.perf_counter()
-    for index in range(count):
-        folder = scratch / f"probe-{index}"
-        folder.mkdir()
-        (folder / "file").write_bytes(b"0")
-    return (time.perf_counter() - started) / count * 1e6
 
 
 def _tell(text: str) -> None:

@@ -8,13 +8,15 @@ import os
 import signal
 import statistics
 import subprocess
+import tempfile
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 STOP_GRACE_S = 10.0
 
@@ -57,6 +59,34 @@ class Finished:
     seconds: float
     """Wall time from before its start to after its end."""
     stdout: str
+
+
+def probe_files_us(folder: Path) -> float:
+    """What a folder with a one-byte file costs in `folder`, where they stay.
+
+    Args:
+        folder: One that is removed when all has been measured: see `Bench.new_folder`.
+    """
+    count = 500
+    scratch = Path(tempfile.mkdtemp(prefix="probe-", dir=folder))
+    began_s = time.perf_counter()
+    for index in range(count):
+        made = scratch / str(index)
+        made.mkdir()
+        (made / "file").write_bytes(b"0")
+    return (time.perf_counter() - began_s) / count * 1e6
+
+
+@contextmanager
+def folder_of_service() -> Iterator[Path]:
+    """Give a folder for a service's own files, in memory where that can be.
+
+    A cluster removes many files for each job. Where these were beside those of the runs, ext4 would
+    pass over each of them whenever it makes another (see `Bench.new_folder`).
+    """
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="xqute-service-", dir=memory) as folder:
+        yield Path(folder)
 
 
 def run_process(

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+from measuring import folder_of_service, probe_files_us
 from reporting import Figure, Section, Target, render_section
 
 from xqute import Job, JobOutcome, Scheduler, Xqute, plugin
@@ -108,7 +109,12 @@ def throughput(folder: Path, calls: Calls, n_jobs: int, rounds: int) -> Section:
             all_s.append(asyncio.run(run(folder / f"all{number}", [["true"]] * n_jobs, n_jobs)))
         counts.append(counter)
         over.append(all_s[-1] - 1.05 * bare_s[-1])
-        print(f"  round {number}: bare {bare_s[-1]:.1f} s, xqute {all_s[-1]:.1f} s", flush=True)
+        cost_us = probe_files_us(folder)
+        print(
+            f"  round {number}: bare {bare_s[-1]:.1f} s, xqute {all_s[-1]:.1f} s;"
+            f" a folder with a file costs {cost_us:.0f} us",
+            flush=True,
+        )
     qstats = [60 * counter["qstat"] / took for counter, took in zip(counts, all_s, strict=True)]
     rows = [
         Figure.of_median("bare qsub -t", "s", bare_s),
@@ -185,8 +191,6 @@ def pace(folder: Path, calls: Calls, seconds: int) -> Section:
 @contextmanager
 def own_cell(slots: int) -> Iterator[None]:
     """A Grid Engine for this run alone."""
-    folder = tempfile.mkdtemp(prefix="xqute-sge-")
-    os.chmod(folder, 0o755)
     ports = []
     sockets = [socket.socket() for _ in range(2)]
     for one in sockets:
@@ -194,16 +198,18 @@ def own_cell(slots: int) -> Iterator[None]:
         ports.append(str(one.getsockname()[1]))
     for one in sockets:
         one.close()
-    try:
-        # What is in the profile of whoever runs this is not to be measured, a thousand times.
-        env = {**os.environ, "SGE_TEST_SLOTS": str(slots), "SGE_TEST_LOGIN_SHELLS": "csh"}
-        subprocess.run([SERVICE / "start.sh", folder, *ports], check=True, env=env)
-        for word in Path(folder, "env.sh").read_text().replace("export ", "").split():
-            name, _, value = word.partition("=")
-            os.environ[name] = os.path.expandvars(value)
-        yield
-    finally:
-        subprocess.run([SERVICE / "stop.sh", folder], check=True)
+    with folder_of_service() as folder:
+        folder.chmod(0o755)
+        try:
+            # What is in the profile of whoever runs this is not to be measured, a thousand times.
+            env = {**os.environ, "SGE_TEST_SLOTS": str(slots), "SGE_TEST_LOGIN_SHELLS": "csh"}
+            subprocess.run([SERVICE / "start.sh", folder, *ports], check=True, env=env)
+            for word in (folder / "env.sh").read_text().replace("export ", "").split():
+                name, _, value = word.partition("=")
+                os.environ[name] = os.path.expandvars(value)
+            yield
+        finally:
+            subprocess.run([SERVICE / "stop.sh", folder], check=True)
 
 
 def main() -> int:
@@ -223,8 +229,10 @@ def main() -> int:
     )
     sections = []
     cell = own_cell(options.slots) if options.own else nullcontext()
+    # One folder for all rounds, removed at the end: after a removal ext4 makes files slowly.
     with cell, tempfile.TemporaryDirectory(prefix="xqute-bench-") as made:
         folder = Path(made)
+        print(f"in {folder.parent} a folder with a file costs {probe_files_us(folder):.0f} us")
         calls = Calls(folder)
         steps: dict[str, Callable[[], Section]] = {
             "throughput": lambda: throughput(folder, calls, options.jobs, options.rounds),
