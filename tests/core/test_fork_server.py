@@ -117,6 +117,19 @@ async def test_code_of_a_user_has_a_shell_of_its_own(
     assert servers == []
 
 
+async def test_no_start_up_file_is_read(
+    tmp_path, every_wrapper_forked, servers, monkeypatch, run_jobs
+):
+    """Not as by a shell whose stdin is a socket, which bash takes for a login over the network."""
+    (tmp_path / ".bashrc").write_text("echo read >>~/read; export READ=1")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("SHLVL", raising=False)
+    (job,) = await run_jobs(tmp_path, ["bash", "-c", "echo ${READ-no}"])
+    assert len(servers) == 1
+    assert job.stdout_file.read_text() == "no\n"
+    assert not (tmp_path / "read").exists()
+
+
 async def test_a_workdir_of_any_name_will_do(tmp_path, every_wrapper_forked, run_jobs):
     folder = tmp_path / "a b\n\u00e4\x01\udcff'"
     folder.mkdir()

@@ -48,7 +48,9 @@ class ForkServer:
         self._channel, its_own = socket.socketpair()
         with its_own:
             try:
-                words = [JOBCMD_WRAPPER_LANG, "-p", "-c", _script(), "xqute-fork-server", label]
+                # A bash whose stdin is a socket takes itself for one that sshd has started.
+                shell = [JOBCMD_WRAPPER_LANG, "--norc", "-p", "-c", _script()]
+                words = [*shell, "xqute-fork-server", label]
                 self.pid = spawn(words, environ, channel=its_own.fileno())
             except BaseException:
                 self._channel.close()
