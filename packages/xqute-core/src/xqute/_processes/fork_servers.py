@@ -116,8 +116,9 @@ class ForkServers:
         self._servers: dict[int, ForkServer] = {}
         #: Those with a process that waits for a wrapper.
         self._ready: list[ForkServer] = []
-        #: The ids of those that have no more to do, and of those that were let go of while busy.
-        self._idle: set[int] = set()
+        #: The ids of those that have no more to do, with the folder of the job whose end is theirs;
+        #: and of those that were let go of while busy.
+        self._idle: dict[int, str | None] = {}
         self._gone: set[int] = set()
         #: Whether one was wanted already.
         self._was_wanted = False
@@ -130,7 +131,7 @@ class ForkServers:
         """Let go of all; those that are busy end when what they run has."""
         for server in list(self._servers.values()):
             self.retire(server)
-        self._reap()
+        self._reap({*self._idle, *self._gone})
         self._epoll = None
         self._was_wanted = False
 
@@ -188,33 +189,53 @@ class ForkServers:
             else:
                 self._ready.remove(server)  # it was killed while it waited
 
-    def retire(self, server: ForkServer) -> None:
-        """Let a server end, once what it runs has."""
+    def retire(self, server: ForkServer, folder: str | None = None) -> None:
+        """Let a server end, once what it runs has.
+
+        Args:
+            server: It.
+            folder: That of the job which was its last, if nothing may be left of that; None: what
+                jobs have left in its session is not touched.
+        """
         del self._servers[server.fileno()]
         if server in self._ready:
             self._ready.remove(server)
         if self._epoll is not None:
             self._epoll.unregister(server.fileno())
         server.close()
-        (self._gone if server.is_busy else self._idle).add(server.pid)
+        if server.is_busy:
+            self._gone.add(server.pid)
+        else:
+            self._idle[server.pid] = folder
+        if folder is not None:
+            _kill({server.pid}, folder)
 
     def end_idle(self) -> bool:
         """End those that run nothing; tell whether there are none, and none of their processes."""
         for server in [server for server in self._servers.values() if not server.is_busy]:
             self.retire(server)
-        # They would end by themselves, in their time. What jobs have left with them is not ours.
-        are_gone = not self._idle or kill_sessions(
-            self._idle, lambda member: not is_anothers(None, member)
-        )
-        self._reap()
-        return are_gone and not self._idle
+        for folder in set(self._idle.values()):
+            idle = {pid for pid in self._idle if self._idle[pid] == folder}
+            if _kill(idle, folder):
+                self._reap(idle)
+        return not self._idle
 
-    def _reap(self) -> None:
-        """Reap those that have ended."""
-        for pid in [pid for pid in self._idle | self._gone if look_at(pid) is not End.NOT_YET]:
-            wait(pid)
-            self._idle.discard(pid)
-            self._gone.discard(pid)
+    def _reap(self, pids: set[int]) -> None:
+        """Reap those of these that have ended."""
+        for pid in pids:
+            if look_at(pid) is not End.NOT_YET:
+                wait(pid)
+                self._idle.pop(pid, None)
+                self._gone.discard(pid)
+
+
+def _kill(servers: set[int], folder: str | None) -> bool:
+    """KILL what is in the sessions of idle servers, but for what other jobs have left there.
+
+    Returns:
+        Whether there is none any more.
+    """
+    return kill_sessions(servers, lambda member: not is_anothers(folder, member))
 
 
 def _find_cwd() -> str | None:

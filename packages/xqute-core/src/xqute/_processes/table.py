@@ -18,7 +18,7 @@ from ..job import Job
 from ..utils import logger
 from .children import End, look_at, spawn, wait
 from .fork_servers import ForkServer, ForkServers
-from .sessions import is_alive, is_anothers, is_of, kill_sessions, session_of, signal_group
+from .sessions import is_alive, is_of, kill_sessions, session_of, signal_group
 
 __all__ = ["ProcessTable"]
 
@@ -167,9 +167,7 @@ class ProcessTable:
             rc > SIGNAL_BASE and _protocol.read_end_record(folder, child.tag) is None
         ):
             self._killed.discard(pid)
-            self._servers.retire(server)
-            # Jobs that the server has run before may have left something there.
-            kill_sessions({child.session}, lambda member: not is_anothers(folder, member))
+            self._servers.retire(server, folder)
         self._on_exit(pid, child.job, rc)
 
     def _lose_server(self, pid: int) -> None:
