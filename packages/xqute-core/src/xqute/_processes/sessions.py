@@ -16,6 +16,7 @@ __all__ = [
     "is_anothers",
     "is_of",
     "kill_sessions",
+    "members_of",
     "runs_script",
     "session_of",
     "signal_group",
@@ -47,7 +48,7 @@ def kill_sessions(sessions: set[int], may_kill: Callable[[int], bool] | None = N
         Whether none was found in the end; what was killed needs a moment to be gone.
     """
     for _ in range(10):
-        members = [pid for pid in _members(sessions) if may_kill is None or may_kill(pid)]
+        members = [pid for pid in members_of(sessions) if may_kill is None or may_kill(pid)]
         if not members:
             return True
         for pid in members:
@@ -59,7 +60,8 @@ def kill_sessions(sessions: set[int], may_kill: Callable[[int], bool] | None = N
     return False
 
 
-def _members(sessions: set[int]) -> list[int]:
+def members_of(sessions: set[int]) -> list[int]:
+    """Give the live processes of the given sessions; none where there is no /proc."""
     try:
         names = os.listdir("/proc")
     except FileNotFoundError:

@@ -18,7 +18,7 @@ from ..job import Job
 from ..utils import logger
 from .children import End, look_at, spawn, wait
 from .fork_servers import ForkServer, ForkServers
-from .sessions import is_alive, is_of, kill_sessions, session_of, signal_group
+from .sessions import is_alive, is_of, kill_sessions, members_of, session_of, signal_group
 
 __all__ = ["ProcessTable"]
 
@@ -27,8 +27,8 @@ _RESERVED_FDS = 16
 _YOUNG_S, _TERM_AGAIN_S = 1.0, 0.2
 #: Seconds between two looks at children for which there is no pidfd.
 _SWEEP_INTERVAL_S = 0.02
-#: How long fork servers that were killed may take to be gone.
-_SERVERS_END_S = 5.0
+#: How long what was killed may take to be gone.
+_KILLED_END_S = 5.0
 
 
 class _Child(NamedTuple):
@@ -63,6 +63,8 @@ class ProcessTable:
         #: What they run.
         self._forked: dict[int, _Child] = {}
         self._killed: set[int] = set()
+        #: Sessions with processes that were sent KILL and not yet seen to be gone.
+        self._dying: set[int] = set()
         self._by_pidfd: dict[int, _Child] = {}
         #: Wrappers that another process has started; with a pidfd they are in `_by_pidfd`, too.
         self._adopted: dict[int, _Child] = {}
@@ -110,16 +112,17 @@ class ProcessTable:
     async def drain(self, at_most_s: float) -> None:
         """Return when none is left, or time is up; a wrapper that has told its end is going.
 
-        Fork servers that run nothing are ended.
+        What was killed is going, too, and fork servers that run nothing are ended.
         """
         until_s = time.monotonic() + at_most_s
         while (self._children or self._forked or self._adopted) and time.monotonic() < until_s:
             self._reap(list(self._children.values()))
             self._look_at_adopted(list(self._adopted.values()))
             await asyncio.sleep(0.001)
-        until_s = time.monotonic() + _SERVERS_END_S
+        until_s = time.monotonic() + _KILLED_END_S
         while time.monotonic() < until_s:
-            if self._servers.end_idle():
+            self._dying = {session for session in self._dying if members_of({session})}
+            if self._servers.end_idle() and not self._dying:
                 break
             await asyncio.sleep(0.001)
 
@@ -282,8 +285,11 @@ class ProcessTable:
         for pid in self._killed_adopted:
             child = self._adopted[pid]
             kill_sessions({child.session}, partial(is_of, child.job.local_dir))
-        # Those who lead their sessions.
-        kill_sessions(pids - self._forked.keys())
+        self._kill_sessions(pids - self._forked.keys())
+
+    def _kill_sessions(self, leaders: set[int]) -> None:
+        if not kill_sessions(leaders):
+            self._dying |= leaders
 
     def _terminate_again(self, child: _Child) -> None:
         if child in (self._children.get(child.pid), self._forked.get(child.pid)):
@@ -340,7 +346,7 @@ class ProcessTable:
         for child in exited:
             signal_group(child.pid, signal.SIGKILL)
         if sessions:
-            kill_sessions(sessions)
+            self._kill_sessions(sessions)
         for child in exited:
             rc = wait(child.pid)
             del self._children[child.pid]

@@ -114,6 +114,7 @@ class ClaimPromises:
             job = await rig.feed_ready(xq, bash('echo ready; exec -a "$1" sleep 60', word))
             claim = _protocol.read_start_claim(job.local_dir, xq.scheduler.claim_tag(job))
             assert claim is not None
+            await rig.until(lambda: job.jid is not None, "the backend has said its id")
             wrapper = rig.contract.find_wrapper(job, claim.pid)
             assert wrapper
             for pid in (*wrapper, *rig.find_processes(word)):
