@@ -65,8 +65,10 @@ async def until_runs(*jobs):
 
 
 async def until_ready(job):
+    """Its command is, and qsub has said its id, which may come later."""
     ready = job.metadir / "job.stdout"
     await until(lambda: ready.exists() and ready.read_text() == "ready\n", f"{job!r} is ready", 40)
+    await until(lambda: job.jid is not None, f"{job!r} has an id", 40)
 
 
 def runs_of(job):
