@@ -125,7 +125,7 @@ async def test_a_working_directory_that_is_not_there(engine, tmp_path):
 
 
 async def test_memory_that_does_not_suffice(engine, tmp_path, monkeypatch):
-    """Podman 4.3 never says so, but leaves an empty file `oom` where it, or its service, was started."""
+    """Podman 4.3 never says so, but leaves an empty file `oom` where it was started."""
     monkeypatch.chdir(tmp_path)
     script = "x=0123456789abcdef; while :; do x=$x$x; done"
     resources = {"memory_mib": 32}
