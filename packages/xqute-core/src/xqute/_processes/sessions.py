@@ -62,6 +62,8 @@ def kill_sessions(sessions: set[int], may_kill: Callable[[int], bool] | None = N
 
 def members_of(sessions: set[int]) -> list[int]:
     """Give the live processes of the given sessions; none where there is no /proc."""
+    if not sessions:
+        return []
     try:
         names = os.listdir("/proc")
     except FileNotFoundError:

@@ -121,7 +121,8 @@ class ProcessTable:
             await asyncio.sleep(0.001)
         until_s = time.monotonic() + _KILLED_END_S
         while time.monotonic() < until_s:
-            self._dying = {session for session in self._dying if members_of({session})}
+            if not members_of(self._dying):
+                self._dying.clear()
             if self._servers.end_idle() and not self._dying:
                 break
             await asyncio.sleep(0.001)
@@ -281,10 +282,11 @@ class ProcessTable:
             signal_group(pid, signal.SIGKILL)
         # Their sessions follow when their ends are told.
         self._killed |= pids & self._forked.keys()
-        self._killed_adopted |= pids & self._adopted.keys()
-        for pid in self._killed_adopted:
-            child = self._adopted[pid]
-            kill_sessions({child.session}, partial(is_of, child.job.local_dir))
+        adopted = pids & self._adopted.keys()
+        self._killed_adopted |= adopted
+        for child in map(self._adopted.__getitem__, adopted):
+            if child.session != child.pid:
+                kill_sessions({child.session}, partial(is_of, child.job.local_dir))
         self._kill_sessions(pids - self._forked.keys())
 
     def _kill_sessions(self, leaders: set[int]) -> None:
@@ -345,8 +347,7 @@ class ProcessTable:
         }
         for child in exited:
             signal_group(child.pid, signal.SIGKILL)
-        if sessions:
-            self._kill_sessions(sessions)
+        self._kill_sessions(sessions)
         for child in exited:
             rc = wait(child.pid)
             del self._children[child.pid]
