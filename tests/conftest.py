@@ -6,6 +6,7 @@ import os
 import random
 import select
 import shutil
+import signal
 import sys
 import zlib
 
@@ -26,6 +27,9 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    # A shell that starts the tests in the background has them, and all they start, ignore SIGINT.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.option.seed is None:  # a worker of pytest-xdist is given the option it has here
         config.option.seed = random.randrange(2**32)
 
