@@ -22,6 +22,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from measuring import folder_of_service, probe_files_us
+from pairs import compare_pairs, time_pairs
 from reporting import Figure, Section, Target, render_section
 
 from xqute import Job, JobOutcome, Scheduler, Xqute, plugin
@@ -101,25 +102,18 @@ def run_bare(folder: Path, n_jobs: int) -> float:
 
 def throughput(folder: Path, calls: Calls, n_jobs: int, rounds: int) -> Section:
     """Many jobs of `true` beside the bare array, in turns."""
-    bare_s, all_s, over = [], [], []
     counts = []
-    for number in range(rounds):
-        bare_s.append(run_bare(folder / f"bare{number}", n_jobs))
+
+    def run_all(number: int) -> float:
         with calls.counted() as counter:
-            all_s.append(asyncio.run(run(folder / f"all{number}", [["true"]] * n_jobs, n_jobs)))
+            took_s = asyncio.run(run(folder / f"all{number}", [["true"]] * n_jobs, n_jobs))
         counts.append(counter)
-        over.append(all_s[-1] - 1.05 * bare_s[-1])
-        cost_us = probe_files_us(folder)
-        print(
-            f"  round {number}: bare {bare_s[-1]:.1f} s, xqute {all_s[-1]:.1f} s;"
-            f" a folder with a file costs {cost_us:.0f} us",
-            flush=True,
-        )
-    qstats = [60 * counter["qstat"] / took for counter, took in zip(counts, all_s, strict=True)]
+        return took_s
+
+    pairs = time_pairs(folder, rounds, lambda n: run_bare(folder / f"bare{n}", n_jobs), run_all)
+    qstats = [60 * c["qstat"] / pair.xqute_s for c, pair in zip(counts, pairs, strict=True)]
     rows = [
-        Figure.of_median("bare qsub -t", "s", bare_s),
-        Figure.of_median(f"xqute, forks={n_jobs}", "s", all_s),
-        Figure.of_median("xqute - 1.05 x bare", "s", over),
+        *compare_pairs(pairs),
         Figure.of_median("qsub calls", "", [float(c["qsub"]) for c in counts]),
         Figure.of_median("qstat calls a minute", "", qstats),
     ]
