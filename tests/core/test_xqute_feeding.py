@@ -9,6 +9,7 @@ import pytest
 
 from xqute import Job, JobOutcome, JobStatus, Xqute, XquteError, plugin
 from xqute._engine.journal import Journal
+from xqute.errors import SchedulerError
 from xqute.schedulers.local_scheduler import LocalScheduler
 
 pytestmark = pytest.mark.usefixtures("job_processes")
@@ -245,3 +246,142 @@ async def test_a_job_that_runs_again_is_not_overtaken_by_those_fed_after_it(tmp_
             await xq.feed(["bash", "-c", f"echo {index} >>{tmp_path}/order"])
     assert (tmp_path / "order").read_text() == "0\n1\n2\n"
     assert [job.adopted for job in xq.jobs] == [False] * 3
+
+
+# --- feeds that coincide with the end of the run ------------------------------------------------
+
+
+def _feeds_slowly(why, monkeypatch, make_plugin):
+    """Have each feed await something; give the plugins for that."""
+    if why == "its turn":
+        monkeypatch.setattr("xqute._engine.engine._TURN_S", -1.0)
+        return []
+
+    async def pause(scheduler, job):
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    return [make_plugin(on_job_init=pause)]
+
+
+@pytest.mark.concurrency
+@pytest.mark.parametrize("why", ["its turn", "its hook"])
+async def test_what_is_fed_when_the_last_job_has_ended_belongs_to_the_run(
+    tmp_path, why, monkeypatch, make_plugin
+):
+    xq = Xqute(workdir=tmp_path, plugins=_feeds_slowly(why, monkeypatch, make_plugin))
+    first = await xq.put("true")
+
+    async def feed_more():
+        await first.wait()
+        return await xq.put("echo more")
+
+    feeding = asyncio.create_task(feed_more())
+    await asyncio.wait_for(xq.run_until_complete(), 20)
+    second = await asyncio.wait_for(feeding, 20)
+    assert (second.outcome, second.driver) == (JobOutcome.SUCCEEDED, None)
+    assert second.stdout_file.read_text() == "more\n"
+    assert xq.task.done()
+
+
+@pytest.mark.parametrize("why", ["its turn", "its hook"])
+async def test_a_consumer_of_completed_may_feed_while_another_task_waits_for_the_run(
+    tmp_path, why, monkeypatch, make_plugin
+):
+    xq = Xqute(workdir=tmp_path, plugins=_feeds_slowly(why, monkeypatch, make_plugin))
+    await xq.put(["echo", 0])
+    waiting = asyncio.create_task(xq.run_until_complete())
+    async with asyncio.timeout(20):
+        async for job in xq.completed():
+            if job.index < 3:
+                await xq.put(["echo", job.index + 1])
+        await waiting
+    assert [job.stdout_file.read_text() for job in xq.jobs] == ["0\n", "1\n", "2\n", "3\n"]
+
+
+async def test_a_feed_that_fails_when_all_others_have_ended_ends_the_run(tmp_path):
+    """It is unknown whether its job is there, changed, from an earlier run."""
+    away = asyncio.Event()
+
+    class Away(LocalScheduler):
+        name = "away"
+
+        async def find_submitted(self, keys):
+            await away.wait()
+            raise SchedulerError("the controller is away")
+
+    scheduler = LocalScheduler(tmp_path)
+    journal, _ = await Journal.open(f"{tmp_path}/.run/journal", "abc", durable=False)
+    assert journal.sending(None, [(scheduler.create_job(0, "true"), "0" * 16)]) is None
+    await journal.close()
+    xq = Xqute(Away, workdir=tmp_path)
+    feeding = asyncio.create_task(xq.put(Job(0, "true", tmp_path)))
+    other = await xq.put(Job(1, "true", tmp_path))
+    await other.wait()
+
+    async def consume():
+        return [job async for job in xq.completed()]
+
+    consuming = asyncio.create_task(consume())
+    waiting = asyncio.create_task(xq.run_until_complete())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    assert not consuming.done()
+    away.set()
+    with pytest.raises(SchedulerError, match="away"):
+        await feeding
+    assert await asyncio.wait_for(consuming, 10) == [other]
+    await asyncio.wait_for(waiting, 10)
+    assert xq.jobs == [other]
+
+
+async def _begin_to_feed(tmp_path, make_plugin):
+    """Give a run whose first feed waits in `on_job_init`, that feed, and what it waits for."""
+    began, go_on = asyncio.Event(), asyncio.Event()
+
+    async def hang(scheduler, job):
+        began.set()
+        await go_on.wait()
+
+    xq = Xqute(workdir=tmp_path, plugins=[make_plugin(on_job_init=hang)])
+    feeding = asyncio.create_task(xq.put("true"))
+    await began.wait()
+    return xq, feeding, go_on
+
+
+async def test_a_feed_that_is_cancelled_ends_the_run_and_those_who_wait_for_its_job(
+    tmp_path, make_plugin
+):
+    xq, feeding, _ = await _begin_to_feed(tmp_path, make_plugin)
+    job = xq.jobs[0]
+    waiting = [asyncio.create_task(wait()) for wait in (xq.run_until_complete, job.wait)]
+    await asyncio.sleep(0)
+    feeding.cancel()
+    done, _ = await asyncio.wait(waiting, timeout=10)
+    assert len(done) == 2
+    assert (xq.jobs, job.driver) == ([], None)
+
+
+async def test_a_run_that_is_left_waits_for_the_feeds_that_are_under_way(tmp_path, make_plugin):
+    xq, feeding, go_on = await _begin_to_feed(tmp_path, make_plugin)
+    leaving = asyncio.create_task(xq.detach())
+    await asyncio.sleep(0)
+    go_on.set()
+    job = await asyncio.wait_for(feeding, 10)
+    await asyncio.wait_for(leaving, 10)
+    assert (job.driver, job.outcome) == (None, None)
+    assert not job.stdout_file.exists()
+    assert xq.task.done()
+
+
+async def test_a_stop_waits_for_a_feed_and_a_second_one_gives_its_hook_up(tmp_path, make_plugin):
+    xq, feeding, _ = await _begin_to_feed(tmp_path, make_plugin)
+    xq.cancel()
+    waiting = asyncio.create_task(xq.run_until_complete())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    xq.cancel()
+    await asyncio.wait_for(waiting, 10)
+    assert (await feeding).outcome is JobOutcome.CANCELLED

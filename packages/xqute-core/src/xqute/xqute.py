@@ -394,6 +394,10 @@ class Xqute:
     def on_job_ended(self, job: Job) -> None:
         """Hear from the engine of a job that has ended for good, after its hooks."""
         self._ended.append(job)
+        self.on_job_released(job)
+
+    def on_job_released(self, job: Job) -> None:
+        """Hear from the engine that it has one job less, this one."""
         self._news.set()
         self._progress.set()
 

@@ -48,10 +48,11 @@ class Engine:
         on_change: What to do about jobs that run and have another command now: "error", "rerun".
         retry_lost: Whether a job whose fate is unknown may be run again.
         on_ended: Told of each job that has ended for good, after its hooks.
+        on_released: Told of each job that is let go of and has not ended.
         on_halt: Told of the job whose failure is to end the run.
 
     Attributes:
-        n_open: How many jobs were fed and have not ended for good.
+        n_open: How many jobs were fed, or are being fed, and have not ended for good.
     """
 
     def __init__(
@@ -65,10 +66,12 @@ class Engine:
         on_change: str,
         retry_lost: bool,
         on_ended: Callable[[Job], None],
+        on_released: Callable[[Job], None],
         on_halt: Callable[[Job], None],
     ) -> None:
         self.n_open = 0
         self._on_ended = on_ended
+        self._on_released = on_released
         self._run = Run(scheduler, hooks, journal)
         self._ending = Ending(
             self._run,
@@ -100,6 +103,8 @@ class Engine:
         )
         self._waiters: dict[Job, list[asyncio.Future[None]]] = {}
         self._turn_began_s = 0.0
+        #: What ends the patience with each `on_job_init` that is being awaited.
+        self._inits: set[asyncio.Timeout] = set()
         #: When a stop waits no longer for answers to submissions.
         self._deadline: asyncio.TimerHandle | None = None
         scheduler.watch(self._watching.on_report)
@@ -126,30 +131,39 @@ class Engine:
             InvalidJobError: If its command or environment cannot be passed; `JobChangedError`: it
                 is still there from an earlier run, with another one. The job is not taken.
         """
+        self.n_open += 1  # before anything is awaited: the run lasts until it has ended, too
+        try:
+            await self._take(job)
+        except BaseException:
+            self._release(job)
+            raise
+
+    async def _take(self, job: Job) -> None:
         if time.perf_counter() - self._turn_began_s > _TURN_S:
             await asyncio.sleep(0)
             self._turn_began_s = time.perf_counter()
         if job.current_status not in ENDED:
             job.enter(JobStatus.INIT)
         job.driver = self
+        if "on_job_init" in self._run.hooks:
+            await self._init(job)
+        if job.current_status not in ENDED:
+            _check(job)
+        self._run.scheduler.stage(job)
+        if self._recovery.knows(job) and job.current_status not in ENDED:
+            await self._recovery.take(job)
+        else:
+            self._submitting.queue(job)
+
+    async def _init(self, job: Job) -> None:
         try:
-            if "on_job_init" in self._run.hooks:
+            async with asyncio.timeout(None) as patience:
+                self._inits.add(patience)
                 await self._run.hooks.acall("on_job_init", self._run.scheduler, job)
-            if job.current_status not in ENDED:
-                _check(job)
-            self._run.scheduler.stage(job)
-        except BaseException:
-            job.driver = None
-            raise
-        self.n_open += 1
-        try:
-            if self._recovery.knows(job) and job.current_status not in ENDED:
-                await self._recovery.take(job)
-            else:
-                self._submitting.queue(job)
-        except BaseException:
-            self._release(job)
-            raise
+        except TimeoutError:
+            logger.warning("%r: on_job_init was given up, for the run is stopped at once", job)
+        finally:
+            self._inits.discard(patience)
 
     def _close_job(self, job: Job) -> None:
         self._run.files.unstage(job)
@@ -160,6 +174,7 @@ class Engine:
         """Let go of a job that has not ended."""
         job.driver = None
         self._forget(job)
+        self._on_released(job)
 
     def _forget(self, job: Job) -> None:
         self.n_open -= 1
@@ -274,6 +289,8 @@ class Engine:
     def stop_at_once(self) -> None:
         """No more grace: KILL what runs, and give up hooks that are being waited for."""
         self._run.chains.give_up()
+        while self._inits:
+            self._inits.pop().reschedule(self._run.loop.time())
         self._submitting.interrupt()
         flights = list(self._watching.flights.values())
         for flight in flights:

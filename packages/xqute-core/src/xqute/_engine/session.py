@@ -30,6 +30,9 @@ class Owner(Protocol):
     def on_job_ended(self, job: Job) -> None:
         """Hear of a job that has ended for good, after its hooks."""
 
+    def on_job_released(self, job: Job) -> None:
+        """Hear of a job that is let go of and has not ended."""
+
     def on_halt(self, job: Job) -> None:
         """Hear of the job whose failure is to end the run."""
 
@@ -87,6 +90,7 @@ class Session:
                 journal=journal,
                 ledger=ledger,
                 on_ended=owner.on_job_ended,
+                on_released=owner.on_job_released,
                 on_halt=owner.on_halt,
                 **how,
             )
