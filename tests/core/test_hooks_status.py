@@ -148,6 +148,33 @@ async def test_a_job_that_a_plugin_has_submitted_can_be_killed(
     assert job_processes() == []
 
 
+@pytest.mark.parametrize(
+    ("statuses", "outcome"),
+    [
+        ([JobStatus.KILLING], JobOutcome.SUCCEEDED),
+        ([JobStatus.RETRYING], JobOutcome.SUCCEEDED),
+        ([JobStatus.INIT], JobOutcome.SUCCEEDED),
+        ([JobStatus.SUBMITTED, JobStatus.KILLING, JobStatus.QUEUED], JobOutcome.SUCCEEDED),
+        ([JobStatus.FAILED, JobStatus.RETRYING], JobOutcome.FAILED),
+    ],
+    ids=str,
+)
+async def test_a_status_from_which_nothing_is_submitted_does_not_count_before_the_submission(
+    tmp_path, statuses, outcome, make_plugin, caplog
+):
+    async def set_them(scheduler, job):
+        for status in statuses:
+            job.status = status
+
+    xq = Xqute(workdir=tmp_path, plugins=[make_plugin(on_job_submitting=set_them)])
+    job = await xq.put("true")
+    await asyncio.wait_for(xq.run_until_complete(), 10)
+    assert job.outcome is outcome
+    (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    ignored = {JobStatus.INIT, JobStatus.KILLING, JobStatus.RETRYING}.intersection(statuses)
+    assert warning.endswith(f"a plugin cannot make it {ignored.pop().name}")
+
+
 # --- statuses set while the backend has the job -------------------------------------------------
 
 

@@ -34,6 +34,8 @@ __all__ = ["Engine"]
 
 #: How long feeding may keep the event loop from others.
 _TURN_S = 0.001
+#: What a plugin may make of a job before its submission: where it is, submitted by it, or ended.
+_AT_THE_GATE = (JobStatus.QUEUED, JobStatus.SUBMITTED, JobStatus.RUNNING, *ENDED)
 
 
 class Engine:
@@ -201,10 +203,12 @@ class Engine:
         flight = self._watching.flight_of(job)
         if flight is not None:
             counts = self._watching.status_is_set(flight, status)
+        elif self._submitting.is_at_the_gate(job):
+            counts = status in _AT_THE_GATE
         elif here in (*ENDED, JobStatus.RETRYING):
             counts = status in (*ENDED, JobStatus.RETRYING)
         else:
-            counts = status in ENDED or self._submitting.is_at_the_gate(job)
+            counts = status in ENDED
         if not counts and status is not job.current_status:
             logger.warning("%r is %s: a plugin cannot make it %s", job, here.name, status.name)
         return counts
