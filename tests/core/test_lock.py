@@ -295,6 +295,33 @@ def test_files_of_other_names_are_no_records(folder, with_flock):
     assert is_free(folder)
 
 
+def test_who_has_just_locked_it_is_waited_for_until_it_has_said_who_it_is(folder, monkeypatch):
+    """On a busy machine, it may be long until it goes on."""
+    flock = os.open(folder / "flock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(flock, fcntl.LOCK_EX)
+    looks = []
+
+    def find(path):
+        looks.append(path)
+        if len(looks) == 50:
+            _ownership._take_record(str(folder), flock, has_flock=True, force=False)
+        return find_holder(path)
+
+    monkeypatch.setattr(_ownership, "find_holder", find)
+    with pytest.raises(WorkdirLockedError, match=f"pid {os.getpid()} on"):
+        Ownership.take(str(folder))
+    os.close(flock)
+
+
+def test_who_has_locked_it_and_never_says_who_it_is_is_not_waited_for_long(folder, monkeypatch):
+    monkeypatch.setattr(_ownership, "_PATIENCE_S", 0.1)
+    flock = os.open(folder / "flock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(flock, fcntl.LOCK_EX)
+    with pytest.raises(WorkdirLockedError, match="a process that has not said who it is"):
+        Ownership.take(str(folder))
+    os.close(flock)
+
+
 # --- those who come late ------------------------------------------------------------------------
 
 

@@ -47,8 +47,10 @@ _SAFE: Final = os.O_CLOEXEC | os.O_NOFOLLOW
 _NO_FLOCK: Final = frozenset((errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL))
 #: What link says where the file system has none.
 _NO_LINKS: Final = frozenset((errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS))
-#: Whoever locks or creates first and then says who it is needs microseconds.
+#: Whoever locks or creates first and then says who it is needs microseconds, of its own time.
 _LOOKS, _LOOK_PAUSE_S = 20, 0.001
+#: How long it is waited for to say so: on a busy machine it may not have its turn for a while.
+_PATIENCE_S = 1.0
 
 
 class Owner(NamedTuple):
@@ -269,13 +271,13 @@ def _take_record(folder: str, flock: int, *, has_flock: bool, force: bool) -> in
 
 def _await_holder(folder: str) -> Holder | None:
     """Give who has just taken it: whoever has, is about to say so."""
-    holder = None
-    for _ in range(_LOOKS):
+    until_s = time.monotonic() + _PATIENCE_S
+    while True:
         holder = find_holder(folder)
-        if holder is not None and not holder.is_dead(has_flock=False):
-            break
+        is_said = holder is not None and not holder.is_dead(has_flock=False)
+        if is_said or time.monotonic() > until_s:
+            return holder
         time.sleep(_LOOK_PAUSE_S)
-    return holder
 
 
 def _create_record(folder: str, path: str, *, has_flock: bool) -> None:
