@@ -7,7 +7,8 @@ import signal
 
 import pytest
 
-from xqute import JobOutcome, JobStatus, Xqute
+from xqute import JobOutcome, JobStatus, SubmitError, Xqute
+from xqute.schedulers.local_scheduler import LocalScheduler
 
 pytestmark = pytest.mark.usefixtures("job_processes")
 
@@ -250,3 +251,41 @@ async def test_a_caller_that_is_cancelled_twice_has_its_jobs_killed_at_once(
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(task, 10)
     assert job_processes() == []
+
+
+async def test_a_stop_does_not_wait_until_a_backend_that_refuses_is_to_be_asked_again(
+    tmp_path, make_plugin, monkeypatch
+):
+    """One is refused while another is still before its submission, and passes then."""
+    refused, go_on, passed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def wait(scheduler, job):
+        if job.index == 1:
+            await go_on.wait()
+            passed.set()
+
+    class Busy(LocalScheduler):
+        name = "busy"
+
+        async def submit_job(self, job):
+            refused.set()
+            raise SubmitError("try later", transient=True)
+
+    monkeypatch.setattr("xqute._engine.submitting.backoff_s", lambda n_before: 300.0)
+    plugins = [make_plugin(on_job_submitting=wait)]
+    xq = Xqute(Busy, workdir=tmp_path, forks=2, plugins=plugins)
+    jobs = [await xq.put("true") for _ in range(3)]
+    await refused.wait()
+    for _ in range(20):
+        await asyncio.sleep(0)  # the refusal is noted, and the next look is planned
+    go_on.set()
+    await passed.wait()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    xq.cancel()
+    ended = asyncio.gather(*(job.wait() for job in jobs))
+    try:
+        await asyncio.wait_for(ended, 10)
+    finally:
+        await xq.detach()  # if it is not so, the test is not to wait either
+    assert [job.outcome for job in jobs] == [JobOutcome.CANCELLED] * 3

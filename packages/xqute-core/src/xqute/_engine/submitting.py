@@ -453,6 +453,7 @@ class Submitting:
             self._is_diverted(self._waiting.popleft())
         if self._waiting:
             self._run.loop.call_soon(self.cancel_all)
+        self._is_pumping = False  # what is held until the backend may take more is not any longer
         self.pump_soon()
 
     async def detach(self) -> None:
