@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -217,6 +218,20 @@ async def test_a_job_may_live_in_another_workdir(tmp_path):
     await xq.run_until_complete()
     assert job.outcome is JobOutcome.SUCCEEDED
     assert (tmp_path / "own" / "3" / "job.stdout").read_text() == "mine\n"
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+async def test_a_job_with_a_relative_workdir_may_run_in_another_folder(tmp_path, monkeypatch, kind):
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    xq = Xqute(workdir="w")
+    job = await xq.put(Job(0, "pwd", kind("w")), cwd=tmp_path / "other")
+    monkeypatch.chdir(tmp_path / "other")
+    await xq.run_until_complete()
+    assert (job.rc, job.outcome) == (0, JobOutcome.SUCCEEDED)
+    assert job.stdout_file.read_text() == f"{tmp_path}/other\n"
+    assert str(job.workdir) == f"{tmp_path}/w"
+    assert not list((tmp_path / "other").iterdir())
 
 
 @pytest.mark.parametrize("when", ["before it is fed", "when it is fed"])

@@ -6,12 +6,14 @@ import errno
 import os
 import stat
 from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 from . import _clouds
 from ._clouds import soon
 
 __all__ = [
+    "absolute",
     "check_way",
     "freshen",
     "make_dir",
@@ -26,6 +28,12 @@ __all__ = [
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 #: What a disk says when it takes nothing just now: full, over quota, read-only, or out of reach.
 _PASSING: Final = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """Give a path as text that means the same wherever this process, or a job, goes; URIs do."""
+    text = os.fspath(path) if isinstance(path, Path) else str(path)
+    return text if "://" in text else os.path.abspath(text)
 
 
 def may_pass(exc: BaseException | None) -> bool:

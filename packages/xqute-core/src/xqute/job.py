@@ -168,7 +168,9 @@ class Job:
         self.index = check_index(index)
         self._cmd = _as_words(cmd)
         self._envs: dict[str, str] | None = _as_envs(envs) if envs else None
-        self._workdir = workdir if isinstance(workdir, SpecPath) else SpecPath(workdir)
+        self._workdir = (
+            workdir if isinstance(workdir, SpecPath) else SpecPath(_files.absolute(workdir))
+        )
         self._metadir: SpecPath | None = None
         self._jid: int | str | None = None
         self._status = JobStatus.INIT

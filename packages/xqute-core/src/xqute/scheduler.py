@@ -12,7 +12,6 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum, auto
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from . import _clouds, _files
@@ -234,7 +233,7 @@ class Scheduler(ABC):
         if mounted_workdir is None:
             self.workdir = workdir
         else:
-            self.workdir = SpecPath(_absolute(workdir), mounted=mounted_workdir)
+            self.workdir = SpecPath(_files.absolute(workdir), mounted=mounted_workdir)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}: {self.forks} forks in {self.workdir}>"
@@ -247,7 +246,7 @@ class Scheduler(ABC):
     @workdir.setter
     def workdir(self, workdir: str | os.PathLike[str]) -> None:
         if not isinstance(workdir, SpecPath):
-            workdir = SpecPath(_absolute(workdir))
+            workdir = SpecPath(_files.absolute(workdir))
         self.staging: str | None = None
         if not _clouds.is_far(str(workdir)):
             _check_workdir(str(workdir))
@@ -629,11 +628,6 @@ class Scheduler(ABC):
         except Exception as exc:  # noqa: BLE001  # whatever it is: unknown
             logger.debug("%s: cannot ask about %r: %r", self.name, job, exc)
             return False
-
-
-def _absolute(path: str | os.PathLike[str]) -> str:
-    text = os.fspath(path) if isinstance(path, Path) else str(path)
-    return text if "://" in text else os.path.abspath(text)
 
 
 def _check_workdir(workdir: str) -> None:
