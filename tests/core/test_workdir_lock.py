@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 
@@ -10,6 +11,7 @@ import pytest
 
 import xqute
 from xqute import JobOutcome, WorkdirLockedError, Xqute, XquteError
+from xqute.schedulers.local_scheduler import LocalScheduler
 
 pytestmark = pytest.mark.usefixtures("job_processes")
 
@@ -175,3 +177,44 @@ async def test_the_lock_is_not_handed_to_jobs(tmp_path):
         assert job.outcome is JobOutcome.SUCCEEDED
     finally:
         os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("how", ["failed", "cancelled"])
+async def test_a_run_that_could_not_begin_gives_all_back_and_may_begin_anew(
+    tmp_path, how, monkeypatch
+):
+    calls = []
+
+    class Noting(LocalScheduler):
+        name = "noting"
+
+        async def start(self):
+            calls.append("start")
+            await super().start()
+
+        async def close(self):
+            calls.append("close")
+            await super().close()
+
+    opening = asyncio.Event()
+
+    async def open_journal(*args, **keywords):
+        opening.set()
+        if how == "failed":
+            raise OSError(errno.EIO, "the disk is broken")
+        await asyncio.Event().wait()
+
+    xq = Xqute(Noting, workdir=tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("xqute._engine.session.Journal.open", open_journal)
+        feeding = asyncio.create_task(xq.put("true"))
+        await opening.wait()
+        if how == "cancelled":
+            feeding.cancel()
+        with pytest.raises((OSError, asyncio.CancelledError)):
+            await feeding
+    assert calls == ["start", "close"]
+    job = await xq.put("true")
+    await xq.run_until_complete()
+    assert job.outcome is JobOutcome.SUCCEEDED
+    assert calls == ["start", "close"] * 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from contextlib import AsyncExitStack
 from typing import Any, Protocol
 
 from .. import _clouds
@@ -77,13 +78,15 @@ class Session:
         """
         run_dir = f"{scheduler.workdir}/.run"
         is_far = _clouds.is_far(run_dir)
-        lock = await _take(run_dir, owner)
-        journal = None
-        try:
+        async with AsyncExitStack() as taken:
+            lock = await _take(run_dir, owner)
+            taken.push_async_callback(_give_back, lock)
             await scheduler.start()
+            taken.push_async_callback(scheduler.close)
             journal, ledger = await (FarJournal if is_far else Journal).open(
                 f"{run_dir}/journal", scheduler.run_id, durable=scheduler.outlives_this_machine
             )
+            taken.push_async_callback(journal.close)
             engine = Engine(
                 scheduler,
                 hooks,
@@ -102,11 +105,7 @@ class Session:
                 spool = EventSpool(events, engine.on_event)
             if scheduler.leaves_events:
                 spool.start()
-        except BaseException:
-            if journal is not None:
-                await journal.close()
-            await _give_back(lock)
-            raise
+            taken.pop_all()  # `close` gives it back
         scheduler.driver = engine
         session = cls(owner, engine, journal, spool, lock)
         session._signals.install()
