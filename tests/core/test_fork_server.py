@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from xqute import JobOutcome, JobStatus, Xqute
-from xqute._processes import fork_servers
+from xqute._processes import fork_servers, sessions
 from xqute._processes.fork_servers import ForkServer
 
 pytestmark = [
@@ -97,8 +97,8 @@ async def test_jobs_are_not_in_one_session_at_a_time(tmp_path, every_wrapper_for
     xq = Xqute(workdir=tmp_path / "w", forks=3)
     jobs = [await xq.put(gate.command()) for _ in range(3)]
     await until(lambda: {job.status for job in jobs} == {JobStatus.RUNNING})
-    sessions = {os.getsid(int(job.jid)) for job in jobs}
-    assert len(sessions - {os.getsid(0)}) == 3
+    taken = {os.getsid(int(job.jid)) for job in jobs}
+    assert len(taken - {os.getsid(0)}) == 3
     gate.open()
     await _ends(xq)
 
@@ -308,6 +308,35 @@ async def test_what_was_meant_for_a_process_that_was_killed_is_run_by_no_other(
     assert after.outcome is JobOutcome.SUCCEEDED
     assert not (tmp_path / "ran").exists()
     assert len(one) == 2  # its session was swept
+
+
+@pytest.mark.concurrency
+@pytest.mark.parametrize("end", ["killed", "signalled"])
+async def test_jobs_that_are_killed_leave_no_zombies_and_no_work_for_the_end(
+    tmp_path, every_wrapper_forked, servers, monkeypatch, until, end
+):
+    """Each takes its server with it: these are buried while the run goes on."""
+    looks = []
+    members_of = sessions.members_of
+    monkeypatch.setattr(sessions, "members_of", lambda ids: looks.append(ids) or members_of(ids))
+    most = 0
+    xq = Xqute(workdir=tmp_path / "w")
+    for _ in range(30):
+        if end == "killed":
+            job = await xq.put("sleep 60")
+            await until(lambda: job.status is JobStatus.RUNNING)  # noqa: B023
+            await xq.scheduler.kill_job(job)
+        else:
+            job = await xq.put(["bash", "-c", "kill -KILL $PPID"])
+        await job.wait()
+        most = max(most, sum(_state(server.pid) == "Z" for server in servers))
+    assert len(servers) >= 30
+    assert most <= 3
+    looks.clear()
+    await _ends(xq)
+    # For all together: until none that has just been killed is to be seen.
+    assert len(looks) <= 12
+    assert {_state(server.pid) for server in servers} == {None}
 
 
 @pytest.mark.concurrency

@@ -131,7 +131,7 @@ class ForkServers:
         """Let go of all; those that are busy end when what they run has."""
         for server in list(self._servers.values()):
             self.retire(server)
-        self._reap({*self._idle, *self._gone})
+        self._bury()
         self._epoll = None
         self._was_wanted = False
 
@@ -157,6 +157,7 @@ class ForkServers:
         return None
 
     def _start(self) -> None:
+        self._bury()  # or each that a job took with it would be a zombie until the run is over
         try:
             server = ForkServer(self._label, self._environ)
         except OSError as exc:
@@ -208,34 +209,32 @@ class ForkServers:
         else:
             self._idle[server.pid] = folder
         if folder is not None:
-            _kill({server.pid}, folder)
+            self._bury()
 
     def end_idle(self) -> bool:
         """End those that run nothing; tell whether there are none, and none of their processes."""
         for server in [server for server in self._servers.values() if not server.is_busy]:
             self.retire(server)
-        for folder in set(self._idle.values()):
-            idle = {pid for pid in self._idle if self._idle[pid] == folder}
-            if _kill(idle, folder):
-                self._reap(idle)
+        self._bury()
         return not self._idle
 
-    def _reap(self, pids: set[int]) -> None:
-        """Reap those of these that have ended."""
-        for pid in pids:
+    def _bury(self) -> None:
+        """KILL idle servers and what is to end with them; reap those of which nothing is left.
+
+        Until one is reaped its process id, and so its session's, cannot be used again.
+        """
+        ends = {pid: look_at(pid) for pid in (*self._idle, *self._gone)}
+        idle = {pid for pid in self._idle if ends[pid] is not End.REAPED}
+        left = kill_sessions(idle, self._ends_with_its_server)
+        for pid in ends.keys() - left:
             if look_at(pid) is not End.NOT_YET:
                 wait(pid)
                 self._idle.pop(pid, None)
                 self._gone.discard(pid)
 
-
-def _kill(servers: set[int], folder: str | None) -> bool:
-    """KILL what is in the sessions of idle servers, but for what other jobs have left there.
-
-    Returns:
-        Whether there is none any more.
-    """
-    return kill_sessions(servers, lambda member: not is_anothers(folder, member))
+    def _ends_with_its_server(self, pid: int, session: int) -> bool:
+        """Whether a process in the session of an idle server is not what another job has left."""
+        return not is_anothers(self._idle[session], pid)
 
 
 def _find_cwd() -> str | None:

@@ -35,46 +35,48 @@ def signal_group(pgid: int, sig: signal.Signals) -> None:
         logger.warning("Process group %d cannot be signalled: %s", pgid, exc)
 
 
-def kill_sessions(sessions: set[int], may_kill: Callable[[int], bool] | None = None) -> bool:
+def kill_sessions(
+    sessions: set[int], may_kill: Callable[[int, int], bool] | None = None
+) -> set[int]:
     """KILL every process of the given sessions, until a look finds none that is alive.
 
     Where there is no /proc, only the groups that have the sessions' names are reached.
 
     Args:
         sessions: The ids of the sessions.
-        may_kill: Tells of a process whether it is meant; None: all are.
+        may_kill: Tells of a process, in which session, whether it is meant; None: all are.
 
     Returns:
-        Whether none was found in the end; what was killed needs a moment to be gone.
+        The sessions in which some was found in the end; what was killed needs a moment to be gone.
     """
     for _ in range(10):
-        members = [pid for pid in members_of(sessions) if may_kill is None or may_kill(pid)]
+        members = members_of(sessions)
+        if may_kill is not None:
+            members = {pid: members[pid] for pid in members if may_kill(pid, members[pid])}
         if not members:
-            return True
+            break
         for pid in members:
             try:
                 os.kill(pid, signal.SIGKILL)
             except OSError as exc:
                 if exc.errno != errno.ESRCH:
                     logger.warning("Process %d cannot be killed: %s", pid, exc)
-    return False
+    return set(members.values())
 
 
-def members_of(sessions: set[int]) -> list[int]:
-    """Give the live processes of the given sessions; none where there is no /proc."""
+def members_of(sessions: set[int]) -> dict[int, int]:
+    """Give the live processes of the given sessions, and in which each is; none without /proc."""
     if not sessions:
-        return []
+        return {}
     try:
         names = os.listdir("/proc")
     except FileNotFoundError:
-        return []
-    members = []
-    for name in names:
-        if not name.isdigit():
-            continue
-        stat = _protocol._process_stat(int(name))
+        return {}
+    members = {}
+    for pid in map(int, filter(str.isdigit, names)):
+        stat = _protocol._process_stat(pid)
         if stat is not None and int(stat[3]) in sessions and stat[0] not in (b"Z", b"X"):
-            members.append(int(name))
+            members[pid] = int(stat[3])
     return members
 
 

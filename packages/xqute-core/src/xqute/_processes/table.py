@@ -9,7 +9,6 @@ import select
 import signal
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 from .. import _protocol
@@ -121,8 +120,7 @@ class ProcessTable:
             await asyncio.sleep(0.001)
         until_s = time.monotonic() + _KILLED_END_S
         while time.monotonic() < until_s:
-            if not members_of(self._dying):
-                self._dying.clear()
+            self._dying.intersection_update(members_of(self._dying).values())
             if self._servers.end_idle() and not self._dying:
                 break
             await asyncio.sleep(0.001)
@@ -222,7 +220,7 @@ class ProcessTable:
         was_killed = child.pid in self._killed_adopted
         self._drop_adopted(child)
         # Its session may be another's by now: only what knows its folder was its own.
-        kill_sessions({child.session}, partial(is_of, child.job.local_dir))
+        _kill_own(child)
         wait(child.pid)  # a child of this process after all, of an earlier run in it
         self._on_exit(child.pid, child.job, SIGNAL_BASE + signal.SIGKILL if was_killed else None)
 
@@ -286,12 +284,11 @@ class ProcessTable:
         self._killed_adopted |= adopted
         for child in map(self._adopted.__getitem__, adopted):
             if child.session != child.pid:
-                kill_sessions({child.session}, partial(is_of, child.job.local_dir))
+                _kill_own(child)
         self._kill_sessions(pids - self._forked.keys())
 
     def _kill_sessions(self, leaders: set[int]) -> None:
-        if not kill_sessions(leaders):
-            self._dying |= leaders
+        self._dying |= kill_sessions(leaders)
 
     def _terminate_again(self, child: _Child) -> None:
         if child in (self._children.get(child.pid), self._forked.get(child.pid)):
@@ -356,3 +353,8 @@ class ProcessTable:
                 self._close_pidfd(child.pidfd)
             self._on_exit(child.pid, child.job, rc)
         return len(exited)
+
+
+def _kill_own(child: _Child) -> None:
+    """KILL what a job has in a session that others have, too."""
+    kill_sessions({child.session}, lambda pid, _: is_of(child.job.local_dir, pid))
