@@ -373,3 +373,23 @@ async def test_a_wrapper_that_is_killed_leaves_nothing_in_its_session(
     await _ends(xq)
     assert (job.outcome, job.rc) == (JobOutcome.FAILED, 128 + signal.SIGKILL)
     await until(lambda: not is_alive(left))
+
+
+@pytest.mark.concurrency
+@pytest.mark.parametrize("is_server_lost", [False, True])
+async def test_a_kill_knows_what_is_a_jobs_where_jobs_see_other_paths(
+    tmp_path, one, until, is_alive, is_server_lost
+):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "mounted").symlink_to("real")
+    xq = Xqute(workdir=tmp_path / "real", scheduler_opts={"mounted_workdir": tmp_path / "mounted"})
+    job = await xq.put(["bash", "-c", "set -m; sleep 61 >/dev/null & echo $!; wait"])
+    left = int(await until(lambda: job.stdout_file.exists() and job.stdout_file.read_text()))
+    assert os.getsid(left) == one[0].pid
+    if is_server_lost:
+        os.kill(one[0].pid, signal.SIGKILL)
+        await until(one[0].is_closed)
+    xq.cancel()
+    await _ends(xq)
+    assert job.outcome is JobOutcome.KILLED
+    await until(lambda: not is_alive(left))

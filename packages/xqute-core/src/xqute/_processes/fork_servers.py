@@ -195,8 +195,8 @@ class ForkServers:
 
         Args:
             server: It.
-            folder: That of the job which was its last, if nothing may be left of that; None: what
-                jobs have left in its session is not touched.
+            folder: That of the job which was its last, as the job sees it, if nothing may be left
+                of that; None: what jobs have left in its session is not touched.
         """
         del self._servers[server.fileno()]
         if server in self._ready:

@@ -89,12 +89,12 @@ def session_of(pid: int) -> int:
 
 
 def is_of(folder: str, pid: int) -> bool:
-    """Whether a process belongs to the job that has this folder, as its environment tells."""
+    """Whether a process belongs to the job that sees this folder, as its environment tells."""
     return _FOLDER + os.fsencode(folder) in _read_words(pid, "environ")
 
 
 def is_anothers(folder: str | None, pid: int) -> bool:
-    """Whether a process belongs to a job with another folder, as its environment tells."""
+    """Whether a process belongs to a job that sees another folder, as its environment tells."""
     folders = [word for word in _read_words(pid, "environ") if word.startswith(_FOLDER)]
     return bool(folders) and (folder is None or _FOLDER + os.fsencode(folder) not in folders)
 

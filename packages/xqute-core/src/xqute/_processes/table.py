@@ -36,8 +36,10 @@ class _Child(NamedTuple):
     session: int
     pidfd: int | None
     started_s: float
-    #: What the claims of the attempt are named after, where that is needed.
+    #: What the claims of the attempt are named after, and the job's folder as the job sees it:
+    #: where a session may have been another job's, too.
     tag: str = ""
+    folder: str = ""
     #: By which a wrapper that is no child, but was adopted, is known.
     claim: _protocol.StartClaim | None = None
 
@@ -140,7 +142,7 @@ class ProcessTable:
             self._sweep_later()
         return pid
 
-    def fork(self, script: str, job: Job, tag: str) -> int | None:
+    def fork(self, script: str, job: Job, tag: str, folder: str) -> int | None:
         """Have a process that was forked beforehand run a wrapper, and give its id.
 
         It is in a process group of its own. Its session is that of the shell which has forked it,
@@ -150,6 +152,7 @@ class ProcessTable:
             script: The path of the wrapper. It must not matter to it that `$$` is another process.
             job: The job.
             tag: What the claims of the attempt are named after.
+            folder: That of the job, as the job sees it.
 
         Returns:
             None: none is ready.
@@ -158,35 +161,35 @@ class ProcessTable:
         if server is None or server.process is None:
             return None
         pid = server.process
-        self._forked[pid] = _Child(pid, job, server.pid, None, time.monotonic(), tag)
+        self._forked[pid] = _Child(pid, job, server.pid, None, time.monotonic(), tag, folder)
         return pid
 
     def _end_forked(self, server: ForkServer, pid: int, rc: int) -> None:
         child = self._forked.pop(pid)
-        folder = child.job.local_dir
         # A wrapper that died of a signal leaves what it started.
         if pid in self._killed or (
-            rc > SIGNAL_BASE and _protocol.read_end_record(folder, child.tag) is None
+            rc > SIGNAL_BASE and _protocol.read_end_record(child.job.local_dir, child.tag) is None
         ):
             self._killed.discard(pid)
-            self._servers.retire(server, folder)
+            self._servers.retire(server, child.folder)
         self._on_exit(pid, child.job, rc)
 
     def _lose_server(self, pid: int) -> None:
         """What a fork server ran may run on, without it."""
         child = self._forked.pop(pid)
         self._killed.discard(pid)
-        self.adopt(pid, child.job, child.tag)
+        self.adopt(pid, child.job, child.tag, child.folder)
         if pid not in self._adopted and not is_alive(pid):
             self._on_exit(pid, child.job, None)
 
-    def adopt(self, pid: int, job: Job, tag: str) -> None:
+    def adopt(self, pid: int, job: Job, tag: str, folder: str) -> None:
         """Tell of the exit of a wrapper that is no child, if it is alive and has claimed its start.
 
         Args:
             pid: Its process id.
             job: The job that it runs.
             tag: Of the attempt, whose start claim says which process of this id is meant.
+            folder: That of the job, as the job sees it.
         """
         if pid in self._children or pid in self._forked or self._loop is None:
             return
@@ -198,7 +201,7 @@ class ProcessTable:
         pidfd = self._open_pidfd(pid)
         # After opening: now it cannot become another one.
         claim = _protocol.read_start_claim(job.local_dir, tag)
-        child = _Child(pid, job, session_of(pid), pidfd, time.monotonic(), tag, claim)
+        child = _Child(pid, job, session_of(pid), pidfd, time.monotonic(), tag, folder, claim)
         if pidfd is not None:
             self._by_pidfd[pidfd] = child
         if claim is None or claim.pid != pid or not _protocol.claim_is_alive(claim):
@@ -357,4 +360,4 @@ class ProcessTable:
 
 def _kill_own(child: _Child) -> None:
     """KILL what a job has in a session that others have, too."""
-    kill_sessions({child.session}, lambda pid, _: is_of(child.job.local_dir, pid))
+    kill_sessions({child.session}, lambda pid, _: is_of(child.folder, pid))

@@ -93,11 +93,12 @@ class LocalScheduler(Scheduler):
             SubmitError: If there is no process; transient if for want of memory or processes.
         """
         text = self._write_wrapper(job)
-        script = f"{self.mounted_dir(job)}/{self.wrapper_name}"
+        folder = self.mounted_dir(job)
+        script = f"{folder}/{self.wrapper_name}"
         pid = None
         # `$$` in code of a user's is to be the job's own shell.
         if PLAIN in text and not self.jobcmd_wrapper_init:
-            pid = self._table.fork(script, job, self.claim_tag(job))
+            pid = self._table.fork(script, job, self.claim_tag(job), folder)
         if pid is None:
             pid = self._start(script, job)
         if self._report is not None:
@@ -140,7 +141,7 @@ class LocalScheduler(Scheduler):
         for job in jobs:
             pid = _as_pid(job.jid)
             if pid is not None:
-                self._table.adopt(pid, job, self.claim_tag(job))
+                self._table.adopt(pid, job, self.claim_tag(job), self.mounted_dir(job))
 
     async def job_is_running(self, job: Job) -> bool:
         """Tell whether the wrapper of the job still runs, whoever has started it."""
@@ -154,7 +155,7 @@ class LocalScheduler(Scheduler):
         known = [(claim, ended) for claim, ended in claims if claim.pid == pid]
         if known:
             # It may have been too young for that when it was to be taken over.
-            self._table.adopt(pid, job, self.claim_tag(job))
+            self._table.adopt(pid, job, self.claim_tag(job), self.mounted_dir(job))
             return any(not ended and _protocol.claim_is_alive(claim) for claim, ended in known)
         # It may be about to claim its start.
         script = f"{self.mounted_dir(job)}/{self.wrapper_name}"
