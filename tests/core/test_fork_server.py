@@ -186,12 +186,17 @@ async def test_jobs_run_where_none_can_be_made(tmp_path, monkeypatch, run_jobs):
     assert [job.outcome for job in jobs] == [JobOutcome.SUCCEEDED] * 5
 
 
+@pytest.mark.parametrize("has_child", [False, True])
 async def test_none_outlives_a_driver_that_was_killed(
-    tmp_path, start_driver, until, gate, is_alive
+    tmp_path, start_driver, until, gate, is_alive, has_child
 ):
+    """Not even if something lives on that the driver has forked itself."""
     driver = start_driver(
         """
-        import asyncio, json, sys, xqute
+        import asyncio, json, os, sys, time, warnings, xqute
+
+        warnings.simplefilter("ignore", DeprecationWarning)  # it has threads, too
+        has_child = sys.argv.pop(1) == "True"
 
         async def main():
             xq = xqute.Xqute(workdir="w", forks=2)
@@ -205,25 +210,35 @@ async def test_none_outlives_a_driver_that_was_killed(
             while job.status < 4:
                 await asyncio.sleep(0.001)
             assert len(servers._ready) == 1
-            with open("servers", "w") as file:
-                json.dump([server.pid for server in servers._servers.values()], file)
+            child = os.fork() if has_child else None
+            if child == 0:
+                time.sleep(60)
+                os._exit(0)
+            with open("told", "w") as file:
+                json.dump([child, *(server.pid for server in servers._servers.values())], file)
             await asyncio.sleep(60)
 
         asyncio.run(main())
         """,
+        has_child,
         *gate.command("exit 3"),
     )
-    told = tmp_path / "servers"
+    told = tmp_path / "told"
     await until(lambda: told.exists() and told.read_text().endswith("]"))
-    servers = json.loads(told.read_text())
+    child, *servers = json.loads(told.read_text())
     assert len(servers) == 2
     driver.process.kill()
     driver.process.wait()
-    # Whoever runs nothing ends at once, the other when its job has.
-    await until(lambda: sum(map(is_alive, servers)) <= 1)
-    gate.open()
-    await until(lambda: not any(map(is_alive, servers)))
-    assert (tmp_path / "w" / "1" / "job.rc").read_text() == "3"
+    try:
+        # Whoever runs nothing ends at once, the other when its job has.
+        await until(lambda: sum(map(is_alive, servers)) <= 1)
+        gate.open()
+        await until(lambda: not any(map(is_alive, servers)))
+        assert (tmp_path / "w" / "1" / "job.rc").read_text() == "3"
+        assert child is None or is_alive(child)
+    finally:
+        if child is not None:
+            os.kill(child, signal.SIGKILL)
 
 
 # --- accidents ----------------------------------------------------------------------------------

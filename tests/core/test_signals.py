@@ -185,6 +185,45 @@ async def test_one_signal_stops_all_runs_of_the_process(tmp_path, until, job_pro
     assert job_processes() == []
 
 
+@pytest.mark.concurrency
+@both
+def test_a_process_that_is_forked_off_a_run_ends_by_a_signal_as_ever(start_driver, sig):
+    """As one of a pool does, which is sent TERM and waited for; the run is not told of it."""
+    driver = start_driver(
+        """
+        import asyncio, json, multiprocessing, os, signal, sys, time, warnings
+        from xqute import Xqute
+
+        warnings.simplefilter("ignore", DeprecationWarning)  # it has threads, too
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+        async def main():
+            xq = Xqute(workdir="w")
+            job = await xq.put(["bash", "-c", "until [[ -e $0 ]]; do sleep 0.01; done", "gate"])
+            while job.status < 4:
+                await asyncio.sleep(0.01)
+            codes = set()
+            for _ in range(20):
+                child = multiprocessing.get_context("fork").Process(target=time.sleep, args=[60])
+                child.start()
+                os.kill(child.pid, int(sys.argv[1]))
+                child.join(10)
+                codes.add(child.exitcode)
+                child.kill()
+                if None in codes:
+                    break
+            mask = [sig.name for sig in signal.pthread_sigmask(signal.SIG_BLOCK, [])]
+            open("gate", "w").close()
+            await xq.run_until_complete()
+            print(json.dumps([list(codes), mask, job.outcome, xq.stop_signal]))
+
+        asyncio.new_event_loop().run_until_complete(main())
+        """,
+        int(sig),
+    )
+    assert driver.finish() == [[-sig], [], "succeeded", None]
+
+
 def test_the_sigint_handling_of_asyncio_run_is_restored(start_driver):
     driver = start_driver(
         """

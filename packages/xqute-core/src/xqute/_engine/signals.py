@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -16,8 +17,11 @@ class StopSignals:
     """While installed, SIGINT and SIGTERM call `stop` on the event loop.
 
     Several runs of one process hear them together: the first to install saves what was there, the
-    last to leave puts it back. `loop.add_signal_handler` is no use here: removing it leaves the
-    default action, and asyncio.run's own handling of SIGINT is gone.
+    last to leave puts it back. A process that is forked meanwhile has back at once what was there,
+    and misses no signal before: whoever sent it one, and waits for its end, would wait for ever.
+
+    `loop.add_signal_handler` is no use here: removing it leaves the default action, and
+    asyncio.run's own handling of SIGINT is gone.
 
     Args:
         loop: The event loop of the run.
@@ -28,6 +32,8 @@ class StopSignals:
 
     _runs: ClassVar[list[StopSignals]] = []
     _before: ClassVar[dict[signal.Signals, object]] = {}
+    #: What a thread that is about to fork has blocked.
+    _forking: ClassVar[threading.local] = threading.local()
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, stop: Callable[[signal.Signals], None]
@@ -76,6 +82,30 @@ class StopSignals:
         if not cls._runs:
             signal.raise_signal(sig)
 
+    @classmethod
+    def _before_fork(cls) -> None:
+        if cls._runs:
+            cls._forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, cls.SIGNALS)
+
+    @classmethod
+    def _after_fork(cls) -> None:
+        mask = cls._forking.__dict__.pop("mask", None)
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    @classmethod
+    def _forget_all(cls) -> None:
+        for run in list(cls._runs):
+            run.restore()
+        cls._after_fork()
+
 
 def _handle(number: int, _frame: FrameType | None) -> None:
     StopSignals.tell(signal.Signals(number))
+
+
+os.register_at_fork(
+    before=StopSignals._before_fork,
+    after_in_parent=StopSignals._after_fork,
+    after_in_child=StopSignals._forget_all,
+)

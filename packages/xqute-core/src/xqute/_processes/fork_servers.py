@@ -8,6 +8,8 @@ import socket
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import resources
+from typing import ClassVar
+from weakref import WeakSet
 
 from ..defaults import JOBCMD_WRAPPER_LANG
 from ..utils import logger
@@ -102,6 +104,9 @@ class ForkServers:
         on_lost: Told when a server is gone before what it runs: the process id.
     """
 
+    #: All of this process.
+    _all: ClassVar[WeakSet[ForkServers]] = WeakSet()
+
     def __init__(
         self,
         label: str,
@@ -122,6 +127,7 @@ class ForkServers:
         self._gone: set[int] = set()
         #: Whether one was wanted already.
         self._was_wanted = False
+        self._all.add(self)
 
     def open(self, epoll: select.epoll, environ: Mapping[bytes, bytes]) -> None:
         """Make servers from now on; whoever polls `epoll` calls `hear` for those that it names."""
@@ -235,6 +241,16 @@ class ForkServers:
     def _ends_with_its_server(self, pid: int, session: int) -> bool:
         """Whether a process in the session of an idle server is not what another job has left."""
         return not is_anothers(self._idle[session], pid)
+
+    @classmethod
+    def _forget_all(cls) -> None:
+        """Let go of those of the process that this one was forked off: no child is one of them."""
+        for servers in cls._all:
+            servers._epoll = None  # what is registered there is that process's
+            servers.close()
+
+
+os.register_at_fork(after_in_child=ForkServers._forget_all)
 
 
 def _find_cwd() -> str | None:
