@@ -196,9 +196,24 @@ async def test_a_controller_that_is_full_delays_and_is_not_charged(new_slurm, tm
     assert [len(runs_of(job)) for job in xq.jobs] == [1] * 7
 
 
-def is_refused(slurm, reason):
+@pytest.mark.needs("slurmdbd", "mariadbd")
+async def test_a_limit_that_one_job_alone_is_over_is_told_at_once(new_slurm, tmp_path):
+    slurm = new_slurm(nodes=1, db=1, extra="AccountingStorageEnforce=associations,limits,qos")
+    limits = ["MaxTRESPerUser=cpu=1", "Flags=DenyOnLimit"]
+    slurm.ask("sacctmgr", "-i", "modify", "qos", "normal", "set", *limits)
+    reason = "QOSMaxCpuPerUserLimit"
+    await until(lambda: is_refused(slurm, reason, "-c2"), "the limit is known", 60)
+    async with slurm_run(tmp_path / "w") as xq:
+        large = [await xq.feed(bash("exit 0"), resources={"cpus": 2}) for _ in range(2)]
+        small = [await xq.feed(bash(f"exit {number}")) for number in range(3)]
+    assert [str(job.outcome) for job in large] == ["submit_failed"] * 2
+    assert all(reason in job.reason for job in large)
+    assert [job.rc for job in small] == [0, 1, 2]
+
+
+def is_refused(slurm, reason, *options):
     """Whether an array of five is refused for this reason."""
-    argv = ["sbatch", "--test-only", "--array=0-4", "-o", "/dev/null", "--wrap", "true"]
+    argv = ["sbatch", "--test-only", "--array=0-4", *options, "-o", "/dev/null", "--wrap", "true"]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
     return reason in done.stderr
 
@@ -267,6 +282,18 @@ async def test_what_slurm_refuses_is_told_in_its_words(slurm, tmp_path, opts, wo
         assert (str(job.outcome), job.rc) == ("submit_failed", -2)
         assert words in job.reason
         assert words in job.stderr_file.read_text()
+
+
+async def test_a_walltime_over_the_limit_of_a_strict_site_is_told_at_once(new_slurm, tmp_path):
+    """No wait would make it acceptable; other sites leave such a job pending."""
+    new_slurm(nodes=1, extra="EnforcePartLimits=ALL")
+    long = {"resources": {"queue": "short", "walltime_s": 3600}}
+    async with slurm_run(tmp_path / "w") as xq:
+        jobs = [await xq.feed(bash("exit 0"), **long) for _ in range(2)]
+        other = await xq.feed(bash("exit 3"))
+    assert [str(job.outcome) for job in jobs] == ["submit_failed"] * 2
+    assert "Requested time limit is invalid" in jobs[0].reason
+    assert other.rc == 3
 
 
 async def test_one_job_with_an_odd_option_does_not_harm_the_others(slurm, tmp_path):

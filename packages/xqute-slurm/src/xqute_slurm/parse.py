@@ -38,10 +38,10 @@ REFUSALS = (
     Refusal(r"unable to contact slurm controller|connection refused|connect failure", True),
     Refusal(r"temporarily unable|temporarily unavailable|rate limit|backup controller", True),
     # One job alone is over this limit, however few others there are.
-    Refusal(r"max\w*per(job|node)|maxwall"),
+    Refusal(r"max\w*per(job|node)|maxwall|\b(assoc|qos)(max|min|grp)(?!\w*(submit|jobs))"),
     Refusal(r"munge|authentication|credential", True),
     Refusal(
-        r"submit limit|submitjob|jobs? limit|job violates|exceeds? .*limit|too many",
+        r"submit limit|submitjob|jobs? limit|job violates|too many",
         *(True, False, JobCause.QUOTA),
     ),
 )
