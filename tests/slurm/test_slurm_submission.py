@@ -347,6 +347,23 @@ async def test_odd_prefixes_and_long_environments_do_no_harm(slurm, tmp_path, mo
     assert job.stdout_file.read_text() in ("100000 100000 none\n", "100000 100000 1\n")
 
 
+async def test_what_the_user_has_set_for_slurms_programs_hides_no_job(slurm, tmp_path, monkeypatch):
+    filters = {"SQUEUE_PARTITION": "short", "SQUEUE_NAMES": "other", "SCANCEL_PARTITION": "short"}
+    for name, value in filters.items():
+        monkeypatch.setenv(name, value)
+    async with slurm_run(tmp_path / "w", opts={"recheck_interval": 1.0}) as xq:
+        xq.scheduler.kill_grace_s = 1.0
+        job = await xq.feed(bash('echo "$SQUEUE_PARTITION"; exec sleep 300'))
+        await until(lambda: job.status.name == "RUNNING", "it runs", 60)
+        assert await xq.scheduler.job_is_running(job)
+        await xq.scheduler.kill_job_and_update_status(job)
+    assert str(job.outcome) == "killed"
+    assert job.stdout_file.read_text() == "short\n", "its environment is the driver's"
+    for name in filters:
+        monkeypatch.delenv(name)
+    await until(lambda: slurm.names() == [], "Slurm has ended it, too", 30)
+
+
 async def test_a_workdir_that_the_nodes_do_not_see_is_told(slurm, tmp_path):
     opts = {"mounted_workdir": "/no/such/folder/on/the/nodes", "recheck_interval": 1.0}
     async with slurm_run(tmp_path / "w", opts=opts) as xq:

@@ -23,6 +23,8 @@ __all__ = ["ArrayRefusedError", "SlurmClient"]
 
 #: What a job that we run in knows of itself is not for the jobs that we submit.
 _KEPT = frozenset(("SLURM_CONF", "SLURM_CONF_SERVER"))
+#: Settings of the other programs: they would hide jobs from us, or say things in other words.
+_FILTERS = ("SQUEUE_", "SCANCEL_", "SACCT_")
 #: Settings of sbatch in the environment that go before what a script says, but must not.
 _DROPPED = frozenset(
     f"SBATCH_{name}"
@@ -152,9 +154,11 @@ class SlurmClient:
         return answer
 
     async def _run(self, argv: Sequence[str]) -> Answer:
+        # The jobs have the environment of sbatch: there, these are for programs that they run.
+        hidden = ("SLURM_",) if argv[0] == self.sbatch else ("SLURM_", *_FILTERS)
         env = {
             name: value
             for name, value in os.environ.items()
-            if name in _KEPT or not (name.startswith("SLURM_") or name in _DROPPED)
+            if name in _KEPT or not (name.startswith(hidden) or name in _DROPPED)
         }
         return await run_program(argv, timeout_s=self.timeout_s, env=env)
