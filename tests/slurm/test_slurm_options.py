@@ -6,7 +6,7 @@ import pytest
 
 from xqute import ConfigError, Resources
 from xqute_slurm import SlurmScheduler
-from xqute_slurm.options import build_options, map_resources
+from xqute_slurm.options import build_head, build_options, map_resources, overriding
 
 
 def lines(tmp_path, job=None, **keywords):
@@ -137,3 +137,14 @@ async def test_equal_jobs_go_together_in_order(tmp_path):
     assert groups == [[0, 4, 5], [6, 7, 8], [1], [2], [3]]
     assert len({plan.key for plan in plans}) == len(plans)
     assert [plan.key for plan in plans[2:4]] == [scheduler.submission_key(j) for j in jobs[1:3]]
+
+
+def test_what_goes_before_a_script_is_known_by_its_options():
+    asked = map_resources(Resources(walltime_s=60, memory_mib=9, gpus=1, queue="main"))
+    head = build_head(
+        "#!/bin/bash", build_options(asked, {"q": "low", "A": "lab"}), "x", None, None
+    )
+    found = overriding(f"{head}\n\n#SBATCH --reservation=not-the-head's\n")
+    named = ("TIMELIMIT", "MEM_PER_NODE", "MEM_PER_CPU", "GPUS", "GPUS_PER_NODE", "PARTITION")
+    assert {f"SBATCH_{name}" for name in (*named, "QOS", "ACCOUNT")} <= found
+    assert not {"SBATCH_RESERVATION", "SBATCH_CONSTRAINT", "SBATCH_EXPORT"} & found

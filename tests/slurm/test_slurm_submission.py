@@ -364,6 +364,21 @@ async def test_what_the_user_has_set_for_slurms_programs_hides_no_job(slurm, tmp
     await until(lambda: slurm.names() == [], "Slurm has ended it, too", 30)
 
 
+async def test_what_a_job_asks_for_goes_before_the_environment(slurm, tmp_path, monkeypatch):
+    """Sbatch itself does it the other way round."""
+    for name, value in {"TIMELIMIT": "1", "PARTITION": "short", "MEM_PER_CPU": "1"}.items():
+        monkeypatch.setenv(f"SBATCH_{name}", value)
+    own = {"walltime_s": 600, "memory_mib": 20, "queue": "main"}
+    asked = 'squeue -h -j "$SLURM_JOB_ID" -O "TimeLimit:|,Partition:|,MinMemory:|" | sort -u'
+    async with slurm_run(tmp_path / "w") as xq:
+        jobs = [await xq.feed(bash(asked), resources=own) for _ in range(2)]
+        alone = await xq.feed(bash(asked), resources=own, scheduler_opts={"comment": "x"})
+        says_nothing = await xq.feed(bash(asked))
+    for job in (*jobs, alone):
+        assert job.stdout_file.read_text() == "10:00|main|20M|\n"
+    assert says_nothing.stdout_file.read_text() == "1:00|short|1M|\n"
+
+
 async def test_a_workdir_that_the_nodes_do_not_see_is_told(slurm, tmp_path):
     opts = {"mounted_workdir": "/no/such/folder/on/the/nodes", "recheck_interval": 1.0}
     async with slurm_run(tmp_path / "w", opts=opts) as xq:

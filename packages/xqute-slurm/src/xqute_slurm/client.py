@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from xqute import JobCause, SchedulerError, SubmitError
 from xqute.cluster import Answer, ProgramError, QueueRow, as_submit_error, run_program
 
+from .options import overriding
 from .parse import (
     QUEUE_FORMAT,
     REFUSALS,
@@ -25,7 +26,8 @@ __all__ = ["ArrayRefusedError", "SlurmClient"]
 _KEPT = frozenset(("SLURM_CONF", "SLURM_CONF_SERVER"))
 #: Settings of the other programs: they would hide jobs from us, or say things in other words.
 _FILTERS = ("SQUEUE_", "SCANCEL_", "SACCT_")
-#: Settings of sbatch in the environment that go before what a script says, but must not.
+#: Settings of sbatch in the environment that must not go before what is ours. Others are what
+#: jobs have that do not say it.
 _DROPPED = frozenset(
     f"SBATCH_{name}"
     for name in (
@@ -33,6 +35,8 @@ _DROPPED = frozenset(
         *("REQUEUE", "SIGNAL", "WAIT"),
     )
 )
+#: The head of a script is within so many characters.
+_HEAD_CHARS = 64 * 1024
 #: How many words of job ids one command line takes, at least.
 _MANY_WORDS = 2000
 _ALREADY_OVER = re.compile(r"invalid job id|already complet|not pending nor running", re.IGNORECASE)
@@ -75,7 +79,8 @@ class SlurmClient:
             SubmitError: If it was refused; `ArrayRefusedError` if for the size of its array.
         """
         try:
-            answer = await self._run([self.sbatch, "--parsable", path])
+            said = overriding(_read_head(path))
+            answer = await self._run([self.sbatch, "--parsable", path], without=said)
         except ProgramError as exc:
             there = not exc.is_missing
             # The controller has as many jobs as it takes (MaxJobCount), and sbatch goes on asking.
@@ -153,12 +158,17 @@ class SlurmClient:
             raise SchedulerError(f"{os.path.basename(argv[0])}: {answer.words}")
         return answer
 
-    async def _run(self, argv: Sequence[str]) -> Answer:
+    async def _run(self, argv: Sequence[str], *, without: Collection[str] = ()) -> Answer:
         # The jobs have the environment of sbatch: there, these are for programs that they run.
         hidden = ("SLURM_",) if argv[0] == self.sbatch else ("SLURM_", *_FILTERS)
         env = {
             name: value
             for name, value in os.environ.items()
-            if name in _KEPT or not (name.startswith(hidden) or name in _DROPPED)
+            if name in _KEPT or not (name.startswith(hidden) or name in _DROPPED or name in without)
         }
         return await run_program(argv, timeout_s=self.timeout_s, env=env)
+
+
+def _read_head(path: str) -> str:
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        return file.read(_HEAD_CHARS)

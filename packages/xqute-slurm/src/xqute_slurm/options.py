@@ -9,7 +9,7 @@ from typing import Any
 
 from xqute import ConfigError, Resources
 
-__all__ = ["build_head", "build_options", "map_resources", "normalise"]
+__all__ = ["build_head", "build_options", "map_resources", "normalise", "overriding"]
 
 #: Long names of options that have a letter, so that either is the same option.
 _LONG = {
@@ -43,6 +43,20 @@ _LONG = {
     "w": "nodelist",
     "x": "exclude",
 }
+_MEMORY = ("MEM_PER_NODE", "MEM_PER_CPU", "MEM_PER_GPU")
+#: What of the environment says the same as an option, or contradicts it, where that is not
+#: `SBATCH_` and its long name: sbatch(1), "INPUT ENVIRONMENT VARIABLES".
+_VARIABLES = {
+    "cpus-per-task": ("CPUS_PER_GPU",),
+    "gpus": ("GPUS", "GPUS_PER_NODE", "GPUS_PER_SOCKET", "GPUS_PER_TASK"),
+    "mem": _MEMORY,
+    "mem-per-cpu": _MEMORY,
+    "mem-per-gpu": _MEMORY,
+    "bb": ("BURST_BUFFER",),
+    "switches": ("REQ_SWITCH", "WAIT4SWITCH"),
+    "time": ("TIMELIMIT",),
+}
+_SBATCH_LINE = re.compile(r"#SBATCH (?:-([A-Za-z])\b|--([a-z0-9-]+))")
 #: Why these are not for users.
 _OURS = {
     "chdir": "Slurm runs the job in /tmp where that folder is missing; see cwd",
@@ -158,3 +172,15 @@ def build_head(
         most = "" if max_running is None else f"%{max_running}"
         options.append(f"--array=0-{n_tasks - 1}{most}")
     return "\n".join([shebang, *(f"#SBATCH {option}" for option in options)])
+
+
+def overriding(script: str) -> set[str]:
+    """Give the environment variables that would go before what the head of a script says."""
+    names: set[str] = set()
+    for line in script.splitlines():
+        if not line.startswith("#"):
+            break
+        if match := _SBATCH_LINE.match(line):
+            option = match[2] or _LONG.get(match[1], match[1])
+            names.update(_VARIABLES.get(option) or (option.replace("-", "_").upper(),))
+    return {f"SBATCH_{name}" for name in names}
