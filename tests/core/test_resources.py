@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from xqute import ConfigError, Resources, Xqute
+from xqute import ConfigError, Resources, SubmitError, Xqute
 from xqute.resources import resolve_resources
 from xqute.schedulers.local_scheduler import LocalScheduler
-from xqute.testing import Behaviour, MemoryScheduler
+from xqute.testing import Behaviour, MemoryScheduler, bash
 
 
 @pytest.mark.parametrize(
@@ -73,6 +73,28 @@ async def test_a_callable_knows_the_attempt_and_why_the_last_one_ended(tmp_path)
         job = await xq.feed("a")
     assert asked == [1000, 2000, 4000]
     assert job.outcome == "succeeded"
+
+
+async def test_a_submission_that_was_not_answered_is_no_attempt_for_it(tmp_path):
+    """A controller that hangs is no reason to ask for more, again and again."""
+
+    class Hangs(LocalScheduler):
+        n_calls = 0
+
+        async def submit(self, submission):
+            self.n_calls += 1
+            if self.n_calls in (2, 3, 4):
+                raise SubmitError("timed out", transient=True, maybe_submitted=True)
+            return await super().submit(submission)
+
+    asked = []
+    opts = {"resources": lambda attempt, cause: asked.append((attempt, cause))}
+    async with Xqute(
+        Hangs, workdir=tmp_path, scheduler_opts=opts, error_strategy="retry", num_retries=1
+    ) as xq:
+        job = await xq.feed(bash("exit $((XQUTE_JOB_TRIAL == 0))"))
+    assert (job.rc, job.trial_count) == (0, 4)
+    assert set(asked) == {(0, None), (1, "EXIT_CODE")}
 
 
 def test_what_a_callable_gives_is_judged_too(tmp_path):

@@ -134,6 +134,8 @@ class Job:
     #: Attempts that failed by the job's own doing, and resubmissions that were the backend's.
     failures = _Rare[int](0)
     restarts = _Rare[int](0)
+    #: Attempts of this run whose submission was not answered, and that were never begun.
+    unmade = _Rare[int](0)
     name = _Rare[str | None](None)
     timeout = _Rare[float | None](None)
     resources = _Rare[Any](None)

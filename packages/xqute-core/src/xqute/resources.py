@@ -87,7 +87,7 @@ def resolve_resources(
     Args:
         of_scheduler: For all jobs.
         of_job: For this one.
-        attempt: Its number, from 0.
+        attempt: Its number, from 0; of those that were made.
         last_cause: Why the attempt before it ended; None: there was none, or nobody knows.
 
     Raises:

@@ -559,15 +559,23 @@ class Scheduler(ABC):
         walltime_s = self.resources_of(job).walltime_s
         return min(timeout_s or walltime_s, walltime_s) if walltime_s else timeout_s
 
-    def resources_of(self, job: Job) -> Resources:
+    def resources_of(self, job: Job, *, own: bool = True) -> Resources:
         """Give what the current attempt of a job asks for.
+
+        A callable is not told of attempts that were never made.
+
+        Args:
+            job: The job.
+            own: Whether what it says by itself counts.
 
         Raises:
             ConfigError: If that makes no sense, or whatever a callable of the user's raises.
         """
         from .resources import resolve_resources
 
-        return resolve_resources(self.resources, job.resources, job.trial_count, job.last_cause)
+        of_job = job.resources if own else None
+        attempt = job.trial_count - job.unmade
+        return resolve_resources(self.resources, of_job, attempt, job.last_cause)
 
     # --- one job at a time, without an engine: see `_standalone` -------------------------------
 

@@ -9,7 +9,6 @@ from typing import Any
 from xqute import Job
 from xqute.cluster import ClusterScheduler, QueueRow
 from xqute.defaults import JOBCMD_WRAPPER_LANG
-from xqute.resources import resolve_resources
 
 from .client import ArrayRefusedError, SlurmClient
 from .options import build_head, build_options, map_resources
@@ -70,9 +69,7 @@ class SlurmScheduler(ClusterScheduler):
         resources = map_resources(self.resources_of(job))
         layers: list[Mapping[str, Any]] = [resources, self.config]
         if job.resources is not None:
-            of_all = map_resources(
-                resolve_resources(self.resources, None, job.trial_count, job.last_cause)
-            )
+            of_all = map_resources(self.resources_of(job, own=False))
             changed = {key: value for key, value in resources.items() if of_all.get(key) != value}
             layers.append(changed)
         layers.append(job.scheduler_opts or {})

@@ -393,6 +393,7 @@ class Submitting:
             self._hold(exc)
             if maybe:
                 self._ending.renew_attempt(job)
+                job.unmade += 1
             if not self._is_diverted(job):
                 self._waiting.appendleft(job)
                 self.pump_soon()
