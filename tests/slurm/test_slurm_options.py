@@ -44,6 +44,22 @@ def test_whoever_asks_for_requeue_has_it(tmp_path):
     assert "#SBATCH --requeue" not in own
 
 
+def test_a_job_takes_back_what_the_scheduler_says(tmp_path):
+    own = {"hold": False, "mem": None, "partition": None, "output": None, "requeue": None}
+    said = {"H": True, "mem": "4G", "p": "main", "qos": "low", "output": "x", "requeue": True}
+    head = lines(tmp_path, job={"scheduler_opts": own}, **said)
+    assert head[2:] == [
+        "#SBATCH --no-requeue",
+        "#SBATCH --output=/dev/null",
+        "#SBATCH --qos=low",
+    ]
+    scheduler = SlurmScheduler(tmp_path, requeue=True)
+    job = scheduler.create_job(0, "true")
+    assert scheduler.may_restart(job)
+    job.scheduler_opts = own
+    assert not scheduler.may_restart(job)
+
+
 def test_both_names_of_an_option_are_one_option():
     assert build_options({"partition": "a"}, {"p": "b"})[2:] == ("-p b",)
     assert build_options({"output": "x"})[1:] == ("--output=x",)

@@ -72,17 +72,18 @@ _OURS = {
 _PLAIN = re.compile(r"[A-Za-z0-9_./:,@%+=\[\]*-]+")
 
 
-def normalise(options: Mapping[str, Any]) -> dict[str, str]:
-    """Give each option as one line has it, by its long name; those that are None or False not.
+def normalise(options: Mapping[str, Any]) -> dict[str, str | None]:
+    """Give each option as one line has it, by its long name; None: it is not wanted.
 
     Raises:
         ConfigError: If one is no option, or not for users.
     """
-    lines = {}
+    lines: dict[str, str | None] = {}
     for key, value in options.items():
         given = str(key).replace("_", "-")
         name = _LONG.get(given, given)
         if value is None or value is False:
+            lines[name] = None
             continue
         if name in _OURS:
             raise ConfigError(f"slurm: the option {key!r} is not for you: {_OURS[name]}")
@@ -148,14 +149,16 @@ def build_options(
 ) -> tuple[str, ...]:
     """Give the lines of a submission but for its name and array; later layers go before earlier.
 
+    What is None or False in a later one is taken back.
+
     Raises:
         ConfigError: If an option makes no sense.
     """
-    lines = {"requeue": "--no-requeue", "output": "--output=/dev/null"}
+    said: dict[str, str | None] = {}
     for layer in layers:
-        lines.update(normalise(layer))
-        if layer.get("requeue") is False:
-            lines["requeue"] = "--no-requeue"
+        said.update(normalise(layer))
+    lines = {"requeue": "--no-requeue", "output": "--output=/dev/null"}
+    lines |= {name: line for name, line in said.items() if line is not None}
     if signal_before_end_s is not None:
         if "signal" in lines:
             raise ConfigError("slurm: there are both signal_before_end_s and the option 'signal'")

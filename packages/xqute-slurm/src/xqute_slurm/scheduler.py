@@ -82,8 +82,7 @@ class SlurmScheduler(ClusterScheduler):
 
     def may_restart(self, job: Job) -> bool:
         """Whether the job has the option ``requeue``."""
-        own = (job.scheduler_opts or {}).get("requeue")
-        return bool(self.config.get("requeue") if own is None else own)
+        return bool({**self.config, **(job.scheduler_opts or {})}.get("requeue"))
 
     @property
     def jobcmd_wrapper_init(self) -> str:
