@@ -10,6 +10,8 @@ import pytest
 from xqute._engine.file_work import FileWork
 from xqute._engine.flight import Flight
 from xqute._engine.reconciler import Reconciler
+from xqute.scheduler import BackendState, Phase
+from xqute.schedulers.local_scheduler import LocalScheduler
 from xqute.testing import MemoryScheduler, until
 
 
@@ -75,3 +77,39 @@ async def test_an_attempt_that_is_over_meanwhile_is_not_asked_about(asked):
     known.close()
     await answered(scheduler)
     assert scheduler.polled == [unknown.job]
+
+
+class Forgetful(LocalScheduler):
+    """Finds no submission, and has none of the jobs that it is asked about."""
+
+    name = "forgetful"
+
+    async def find_submitted(self, keys):
+        return {}
+
+    async def poll_jobs(self, jobs):
+        return {job: BackendState(Phase.GONE, reason=str(job.jid)) for job in jobs}
+
+
+@pytest.mark.parametrize(
+    ("claim", "told"),
+    [
+        ("elsewhere - 7 8 219.3\n", BackendState(Phase.GONE, reason="219.3")),
+        ("elsewhere - 7 8 -\n", BackendState(Phase.PENDING)),
+        ("revoked driver\n", BackendState(Phase.GONE)),
+        (None, BackendState(Phase.GONE)),
+    ],
+)
+async def test_an_attempt_without_an_id_is_asked_about_by_that_in_its_claim(tmp_path, claim, told):
+    """The driver died before it was told the id, and the wrapper on another machine."""
+    scheduler = Forgetful(tmp_path)
+    flight = Flight(scheduler.create_job(0, ["true"]), "a-0")
+    if claim is not None:
+        flight.job.write_file("job.start.a-0", claim)
+    reports = []
+    run = SimpleNamespace(scheduler=scheduler, files=FileWork())
+    reconciler = Reconciler(run, lambda _, state: reports.append(state))
+    reconciler.add(flight, 0.0)
+    await until(lambda: reports, "it is told")
+    await reconciler.close()
+    assert reports[0] == told

@@ -119,25 +119,34 @@ class Reconciler:
                 self._report(flight.job, state)
 
     async def _find(self, flights: list[Flight]) -> dict[Job, BackendState]:
-        """Look for attempts that were accepted without our being told under which id."""
+        """Look for attempts that were accepted without our being told under which id.
+
+        One that has begun may have left its id in its start claim. Gives what is told of those
+        that have none now.
+        """
         if not flights:
             return {}
         keys = {self._scheduler.submission_key(flight.job): flight for flight in flights}
-        for key, jid in (await self._scheduler.find_submitted(keys)).items():
-            flight = keys.pop(key)
-            if not flight.is_closed:
-                flight.job.jid = jid
-        return {
-            flight.job: BackendState(Phase.PENDING if await self._may_live(flight) else Phase.GONE)
-            for flight in _open(keys.values())
-        }
+        found = await self._scheduler.find_submitted(keys)
+        states = {}
+        for key, flight in keys.items():
+            claim = None if key in found else await self._read_start(flight)
+            if flight.is_closed:
+                continue
+            if key in found:
+                flight.job.jid = found[key]
+            elif claim is not None and not claim.revoked and claim.native_id != "-":
+                flight.job.jid = claim.native_id
+            else:
+                may_live = claim is not None and _protocol.claim_is_alive(claim) is not False
+                states[flight.job] = BackendState(Phase.PENDING if may_live else Phase.GONE)
+        return states
 
-    async def _may_live(self, flight: Flight) -> bool:
-        """Whether an attempt without an id may still be there, as far as its start claim tells."""
+    async def _read_start(self, flight: Flight) -> _protocol.StartClaim | None:
+        """Give who has started an attempt; None: nobody, as far as can be seen."""
         if not self._scheduler.uses_wrapper:
-            return False
-        claim = await self._files.call(flight.job, partial(read_start, flight))
-        return claim is not None and _protocol.claim_is_alive(claim) is not False
+            return None
+        return await self._files.call(flight.job, partial(read_start, flight))
 
     async def close(self) -> None:
         """Ask no more."""
