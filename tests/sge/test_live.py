@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import re
+import shutil
 import signal
 import time
 from contextlib import asynccontextmanager
@@ -49,6 +50,12 @@ async def running(folder, *, forks=10, prefix=None, tuned=None, **opts):
             setattr(xq.scheduler, name, value)
         async with xq:
             yield xq
+
+
+async def until_accounting(folder, cell):
+    """Wait until there is some: its file is made when the first job has ended."""
+    [job] = await run(folder / "first", bash("exit 0"))
+    await until(lambda: "jobname" in cell.run("qacct", "-j", job.jid, check=False), "it is there")
 
 
 async def run(folder, *commands, **keywords):
@@ -235,6 +242,28 @@ async def test_what_grid_engine_loses_before_it_starts_is_submitted_again(tmp_pa
         cell.run("qdel", job.jid)
     assert (job.outcome, job.rc, job.trial_count) == (JobOutcome.SUCCEEDED, 0, 1)
     assert runs_of(job) == 1
+
+
+async def test_an_accounting_that_is_slow_is_heard_about_all_jobs_in_the_end(
+    tmp_path, cell, monkeypatch
+):
+    """It takes longer for all of them than the run waits for an answer."""
+    monkeypatch.setattr("xqute._engine.reconciler._ANSWER_TIMEOUT_S", 4.0)
+    monkeypatch.setattr("xqute._engine.reconciler._TOGETHER_S", 60.0)
+    qacct = tmp_path / "qacct"
+    qacct.write_text(f'#!/bin/bash\nsleep 0.5\nexec {shutil.which("qacct")} "$@"\n')
+    qacct.chmod(0o755)
+    tuned = {"accounting_budget_s": 1.0}
+    async with running(
+        tmp_path, qacct=str(qacct), array_size=1, h=True, forks=20, tuned=tuned
+    ) as xq:
+        await until_accounting(tmp_path, cell)
+        jobs = [await xq.feed(bash(ONCE)) for _ in range(12)]
+        for job in jobs:
+            await until(lambda: job.status is JobStatus.SUBMITTED, "submitted")  # noqa: B023
+        cell.run("qdel", *(job.jid for job in jobs))
+    told = {(job.outcome, job.cause) for job in jobs}
+    assert told == {(JobOutcome.FAILED, JobCause.REQUESTED)}
 
 
 async def test_a_host_that_does_not_see_the_workdir_is_named_as_the_cause(tmp_path, cell):

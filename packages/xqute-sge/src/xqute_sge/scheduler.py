@@ -20,6 +20,8 @@ __all__ = ["SgeScheduler"]
 
 _VISIBLE_WITHIN_S: Final = 30.0
 _VERIFY_AFTER_S: Final = 10.0
+#: Together with a last qacct and a qstat, it is less than the engine waits for an answer.
+_ACCOUNTING_BUDGET_S: Final = 15.0
 _TOO_MANY_TASKS: Final = re.compile(r"more than (\d+) tasks")
 
 
@@ -72,6 +74,10 @@ class SgeScheduler(ClusterScheduler):
         self.visible_within_s = _VISIBLE_WITHIN_S
         #: Seconds that a job is pending until it is asked whether it can ever run.
         self.verify_after_s = _VERIFY_AFTER_S
+        #: Seconds after which, in one look at the accounting, no further submission is asked for.
+        self.accounting_budget_s = _ACCOUNTING_BUDGET_S
+        #: Those that were asked for there, the one that it is longest ago of first.
+        self._asked: dict[str, None] = {}
         #: Submissions of this scheduler's that are pending: since when, and why for ever.
         self._pending: dict[str, float] = {}
         self._verified: dict[str, str] = {}
@@ -230,15 +236,24 @@ class SgeScheduler(ClusterScheduler):
             states[job] = BackendState(Phase.ENDED, None, JobCause.SETUP, reason)
         return states
 
-    async def read_accounting(self, jids: Sequence[str]) -> Mapping[str, QueueRow]:
-        """Ask qacct, once for all tasks of an array.
+    async def read_accounting(self, jids: Sequence[str]) -> Mapping[str, QueueRow | None]:
+        """Ask qacct, once for all tasks of an array, and for so many arrays as there is time.
 
         Raises:
             SchedulerError: If there is no accounting to be read here.
         """
-        rows = {}
-        for number in sorted({jid.partition(".")[0] for jid in jids}):
+        rows: dict[str, QueueRow | None] = dict.fromkeys(jids)
+        numbers = dict.fromkeys(jid.partition(".")[0] for jid in jids)
+        asked = [number for number in self._asked if number in numbers]
+        turns = [*(number for number in numbers if number not in self._asked), *asked]
+        self._asked = dict.fromkeys(asked)
+        enough_s = time.monotonic() + self.accounting_budget_s
+        for number in turns:
+            if time.monotonic() > enough_s:
+                break
             found = await self.client.read_accounting(number, self.client_timeout_s)
+            self._asked.pop(number, None)
+            self._asked[number] = None
             if found is None:
                 raise SchedulerError("qacct finds no accounting")
             for jid in jids:
@@ -248,6 +263,7 @@ class SgeScheduler(ClusterScheduler):
                         self._forgotten.add(jid)
                     rows[jid] = QueueRow(number, _place_in(jid), found[jid].name, state)
                 elif jid.partition(".")[0] == number:
+                    del rows[jid]
                     self._unaccounted.add(jid)
         return rows
 

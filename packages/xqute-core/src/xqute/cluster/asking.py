@@ -141,7 +141,7 @@ class Asking:
             for job, row in over.items()
             if row is None or (row.state.rc is None and not row.state.cause)
         }
-        told: Mapping[str, QueueRow] = {}
+        told: Mapping[str, QueueRow | None] = {}
         lag_s = 0.0
         if untold:
             try:
@@ -151,6 +151,8 @@ class Asking:
                 logger.debug("%s: no accounting: %s", self._scheduler.name, exc)
         states = {}
         for job, row in over.items():
+            if str(job.jid) in told and told[str(job.jid)] is None:
+                continue  # there was no time to ask for it
             heard = self._scheduler.row_of(job, told)
             if not has_ended(heard):  # accounting may never hear of an end, too
                 if str(job.jid) in untold and self._missed_s(job) < lag_s:

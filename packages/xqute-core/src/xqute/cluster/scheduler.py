@@ -126,8 +126,10 @@ class ClusterScheduler(Scheduler):
         """
         raise NotImplementedError
 
-    async def read_accounting(self, jids: Sequence[str]) -> Mapping[str, QueueRow]:
+    async def read_accounting(self, jids: Sequence[str]) -> Mapping[str, QueueRow | None]:
         """Ask how jobs ended that the queue no longer explains; unknown ones are left out.
+
+        Those that there was no time to ask for are None: they are asked for again.
 
         Raises:
             SchedulerError: If there was no answer.
@@ -358,7 +360,7 @@ class ClusterScheduler(Scheduler):
         row = self.row_of(job, queue.rows)
         return row is not None and not has_ended(row)
 
-    def row_of(self, job: Job, rows: Mapping[str, QueueRow]) -> QueueRow | None:
+    def row_of(self, job: Job, rows: Mapping[str, QueueRow | None]) -> QueueRow | None:
         """Find a job among others. Ids are used again: its name must be the right one, too."""
         row = rows.get(str(job.jid))
         if row is None:
