@@ -102,14 +102,17 @@ async def test_one_task_is_killed_and_the_others_are_not(slurm, tmp_path):
     assert [str(job.outcome) for job in xq.jobs] == ["succeeded"] * 2 + ["killed", "succeeded"]
 
 
-async def test_a_site_that_takes_only_short_arrays_gets_them(new_slurm, shims, tmp_path):
-    new_slurm(nodes=1, extra="MaxArraySize=8")
+@pytest.mark.parametrize(("most", "n_submissions"), [(8, 3), (1, 20), (0, 20)])
+async def test_a_site_that_takes_short_arrays_or_none_gets_them(
+    new_slurm, shims, tmp_path, most, n_submissions
+):
+    new_slurm(nodes=1, extra=f"MaxArraySize={most}")
     async with slurm_run(tmp_path / "w") as xq:
         for number in range(20):
             await xq.feed(bash(f"exit {number}"))
     assert [job.rc for job in xq.jobs] == list(range(20))
-    assert xq.scheduler.array_size == 8
-    assert shims.count("sbatch") == 1 + 3
+    assert xq.scheduler.array_size == max(1, most)
+    assert shims.count("sbatch") == 1 + n_submissions
 
 
 async def test_max_running_holds_back_the_tasks_of_an_array(slurm, tmp_path):

@@ -100,7 +100,7 @@ class SlurmScheduler(ClusterScheduler):
         try:
             return await self.client.submit(path, n_tasks)
         except ArrayRefusedError as exc:
-            most = exc.most or math.ceil((n_tasks or 1) / 2)
+            most = math.ceil((n_tasks or 1) / 2) if exc.most is None else exc.most
             self.array_size = max(1, min(most, (n_tasks or 1) - 1, self.array_size))
             raise
 
