@@ -16,58 +16,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+from clusters import Calls, Ends, compare_pairs, time_pairs
 from measuring import folder_of_service, probe_files_us
-from pairs import compare_pairs, time_pairs
 from reporting import Figure, Section, Target, render_section
 
-from xqute import Job, JobOutcome, Scheduler, Xqute, plugin
+from xqute import JobOutcome, Xqute
 from xqute.testing import bash, until
 
 SERVICE = Path(__file__).parents[1] / "tests" / "services" / "sge"
 PROGRAMS = ("qsub", "qstat", "qdel", "qacct", "qalter")
 BARE = "qsub -terse -S /bin/bash -wd / -o /dev/null -j y"
-
-
-class Calls:
-    """Counts calls of Grid Engine's programs: each is hidden by a shim that notes its name."""
-
-    def __init__(self, folder: Path) -> None:
-        self._log = folder / "calls"
-        shims = folder / "shims"
-        shims.mkdir()
-        for name in PROGRAMS:
-            real = shutil.which(name)
-            shim = shims / name
-            shim.write_text(f'#!/bin/sh\necho {name} >>"{self._log}"\nexec {real} "$@"\n')
-            shim.chmod(0o755)
-        os.environ["PATH"] = f"{shims}{os.pathsep}{os.environ['PATH']}"
-
-    @contextmanager
-    def counted(self) -> Iterator[Counter[str]]:
-        """Give a counter that has, after the block, how often each program was called in it."""
-        counter: Counter[str] = Counter()
-        self._log.write_text("")
-        yield counter
-        counter.update(self._log.read_text().split())
-
-
-class Ends:
-    """A plugin that notes when jobs are told to have succeeded."""
-
-    name = "ends"
-
-    def __init__(self) -> None:
-        self.told_s: dict[int, float] = {}
-
-    @plugin.impl
-    async def on_job_succeeded(self, scheduler: Scheduler, job: Job) -> None:
-        """Note the time."""
-        self.told_s[job.index] = time.time()
 
 
 async def run(
@@ -227,7 +189,7 @@ def main() -> int:
     with cell, tempfile.TemporaryDirectory(prefix="xqute-bench-") as made:
         folder = Path(made)
         print(f"in {folder.parent} a folder with a file costs {probe_files_us(folder):.0f} us")
-        calls = Calls(folder)
+        calls = Calls(folder, PROGRAMS)
         steps: dict[str, Callable[[], Section]] = {
             "throughput": lambda: throughput(folder, calls, options.jobs, options.rounds),
             "few": lambda: few(folder, calls, options.jobs),

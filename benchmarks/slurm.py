@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -19,55 +18,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clusters import Calls, Ends, compare_pairs, time_pairs
 from measuring import folder_of_service, probe_files_us
-from pairs import compare_pairs, time_pairs
 from reporting import Figure, Section, Target, render_section
 
 from xqute import Xqute
-from xqute.plugin import plugin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SERVICE = Path(__file__).resolve().parents[1] / "tests" / "services" / "slurm"
 PROGRAMS = ("sbatch", "squeue", "scancel", "sacct", "scontrol")
-
-
-class Calls:
-    """The calls of Slurm's programs, counted by shims on PATH."""
-
-    def __init__(self, folder: Path) -> None:
-        self._log = folder / "calls"
-        folder.mkdir()
-        for name in PROGRAMS:
-            shim = folder / name
-            real = shutil.which(name)
-            shim.write_text(f'#!/bin/sh\necho {name} >>"{self._log}"\nexec {real} "$@"\n')
-            shim.chmod(0o755)
-        os.environ["PATH"] = f"{folder}:{os.environ['PATH']}"
-        self.reset()
-
-    def reset(self) -> None:
-        """Begin to count anew."""
-        self._log.write_text("")
-
-    def count(self, name: str) -> int:
-        """How often that program was called."""
-        return self._log.read_text().splitlines().count(name)
-
-
-class Ends:
-    """A plugin that notes when each success is told."""
-
-    name = "ends"
-
-    def __init__(self) -> None:
-        self.told: dict[int, float] = {}
-
-    @plugin.impl
-    async def on_job_succeeded(self, scheduler: object, job: object) -> None:
-        """Note the time."""
-        self.told[job.index] = time.time()  # type: ignore[attr-defined]
 
 
 @contextmanager
@@ -114,7 +75,7 @@ async def measure_latency_ms(workdir: Path, n_jobs: int) -> list[float]:
     async with Xqute("slurm", workdir=workdir, forks=4, plugins=[ends]) as xq:
         for _ in range(n_jobs):
             await xq.feed(["bash", "-c", "sleep 0.2; echo $EPOCHREALTIME"])
-    return [(ends.told[job.index] - float(job.stdout_file.read_text())) * 1000 for job in xq.jobs]
+    return [(ends.told_s[job.index] - float(job.stdout_file.read_text())) * 1000 for job in xq.jobs]
 
 
 async def count_calls(workdir: Path, calls: Calls, n_jobs: int, for_s: float) -> tuple[int, int]:
@@ -124,12 +85,12 @@ async def count_calls(workdir: Path, calls: Calls, n_jobs: int, for_s: float) ->
             await xq.feed(["true"])
         while any(job.submitted_at is None for job in xq.jobs):  # noqa: ASYNC110
             await asyncio.sleep(0.1)
-        calls.reset()
-        await asyncio.sleep(for_s)
-        n_waiting = calls.count("squeue") + calls.count("sacct")
-        calls.reset()
-        xq.cancel()
-    return n_waiting, sum(map(calls.count, PROGRAMS))
+        with calls.counted() as waiting:
+            await asyncio.sleep(for_s)
+        with calls.counted() as killing:
+            xq.cancel()
+            await xq.run_until_complete()
+    return waiting["squeue"] + waiting["sacct"], killing.total()
 
 
 def once(name: str, unit: str, value: float) -> Figure:
@@ -142,11 +103,11 @@ def measure_pairs(folder: Path, calls: Calls, n_jobs: int, rounds: int) -> list[
     n_submissions, n_looks = [], []
 
     def run_all(number: int) -> float:
-        calls.reset()
-        took_s = asyncio.run(run_xqute(folder / f"all{number}", n_jobs, n_jobs))
-        n_submissions.append(float(calls.count("sbatch")))
+        with calls.counted() as counter:
+            took_s = asyncio.run(run_xqute(folder / f"all{number}", n_jobs, n_jobs))
+        n_submissions.append(float(counter["sbatch"]))
         # Of the first no interval has passed.
-        n_looks.append(max(0, calls.count("squeue") - 1) / max(took_s / 10, 1))
+        n_looks.append(max(0, counter["squeue"] - 1) / max(took_s / 10, 1))
         return took_s
 
     pairs = time_pairs(folder, rounds, lambda _: run_bare(folder, n_jobs), run_all)
@@ -159,14 +120,14 @@ def measure_pairs(folder: Path, calls: Calls, n_jobs: int, rounds: int) -> list[
 
 def measure(folder: Path, n_jobs: int, rounds: int, for_s: float) -> Section:
     """Measure everything."""
-    calls = Calls(folder / "shims")
+    calls = Calls(folder, PROGRAMS)
     section = Section("slurm", f"{n_jobs} jobs of true on a private Slurm")
     section.rows += measure_pairs(folder, calls, n_jobs, rounds)
-    calls.reset()
-    took_s = asyncio.run(run_xqute(folder / "some", n_jobs, n_jobs // 10))
+    with calls.counted() as counter:
+        took_s = asyncio.run(run_xqute(folder / "some", n_jobs, n_jobs // 10))
     section.rows += [
         once(f"xqute, forks={n_jobs // 10}", "s", took_s),
-        once("its sbatch calls, again", "", calls.count("sbatch")),
+        once("its sbatch calls, again", "", counter["sbatch"]),
     ]
     latency_ms = asyncio.run(measure_latency_ms(folder / "latency", 60))
     median_ms = statistics.median(latency_ms)

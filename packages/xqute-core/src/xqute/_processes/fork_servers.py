@@ -229,10 +229,9 @@ class ForkServers:
 
         Until one is reaped its process id, and so its session's, cannot be used again.
         """
-        ends = {pid: look_at(pid) for pid in (*self._idle, *self._gone)}
-        idle = {pid for pid in self._idle if ends[pid] is not End.REAPED}
+        idle = {pid for pid in self._idle if look_at(pid) is not End.REAPED}
         left = kill_sessions(idle, self._ends_with_its_server)
-        for pid in ends.keys() - left:
+        for pid in {*self._idle, *self._gone} - left:
             if look_at(pid) is not End.NOT_YET:
                 wait(pid)
                 self._idle.pop(pid, None)

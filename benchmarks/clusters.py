@@ -1,16 +1,66 @@
-"""A cluster's bare array beside xqute's jobs, in turns."""
+"""What the benchmarks of clusters share: counted calls, times of ends, pairs with a bare array."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import time
+from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from measuring import probe_files_us
 from reporting import Figure
 
+from xqute import Job, Scheduler
+from xqute.plugin import plugin
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
+
+
+class Calls:
+    """Counts calls of a cluster's programs: each is hidden by a shim on PATH that notes its name.
+
+    Args:
+        folder: Where the shims go, and what they note.
+        programs: The names of the programs.
+    """
+
+    def __init__(self, folder: Path, programs: Iterable[str]) -> None:
+        self._log = folder / "calls"
+        shims = folder / "shims"
+        shims.mkdir()
+        for name in programs:
+            real = shutil.which(name)
+            shim = shims / name
+            shim.write_text(f'#!/bin/sh\necho {name} >>"{self._log}"\nexec {real} "$@"\n')
+            shim.chmod(0o755)
+        os.environ["PATH"] = f"{shims}{os.pathsep}{os.environ['PATH']}"
+
+    @contextmanager
+    def counted(self) -> Iterator[Counter[str]]:
+        """Give a counter that has, after the block, how often each program was called in it."""
+        counter: Counter[str] = Counter()
+        self._log.write_text("")
+        yield counter
+        counter.update(self._log.read_text().split())
+
+
+class Ends:
+    """A plugin that notes when jobs are told to have succeeded, in seconds since the epoch."""
+
+    name = "ends"
+
+    def __init__(self) -> None:
+        self.told_s: dict[int, float] = {}
+
+    @plugin.impl
+    async def on_job_succeeded(self, scheduler: Scheduler, job: Job) -> None:
+        """Note the time."""
+        self.told_s[job.index] = time.time()
 
 
 @dataclass(frozen=True, slots=True)
