@@ -227,6 +227,19 @@ async def test_without_any_accounting_only_what_leaves_no_word_is_lost(tmp_path,
     assert (lost.outcome, lost.rc) == (JobOutcome.LOST, -3)
 
 
+async def test_an_accounting_that_is_written_late_is_waited_for(tmp_path, cell):
+    """As Grid Engine comes it writes every 15 seconds what it has heard of meanwhile."""
+    late = "accounting=true reporting=false flush_time=00:00:15 joblog=false sharelog=00:00:00"
+    await until_accounting(tmp_path, cell)
+    with changed(cell, reporting_params=late):
+        async with running(tmp_path, tuned={"accounting_lag_s": 20.0}) as xq:
+            job = await xq.feed(bash("echo ready; sleep 60"))
+            await until_ready(job)
+            [claim] = job.metadir.glob("job.start.*")
+            os.kill(int(claim.read_text().split()[2]), signal.SIGKILL)
+    assert (job.rc, job.outcome, job.cause) == (137, JobOutcome.FAILED, JobCause.SIGNAL)
+
+
 async def test_what_grid_engine_loses_before_it_starts_is_submitted_again(tmp_path, cell):
     """An overloaded one does; here a qacct of our own says so of a job that was deleted."""
     said = "====\njobname {0}\njobnumber {1}\ntaskid undefined\nfailed 21 : x\nexit_status 0\n"
@@ -385,6 +398,24 @@ async def test_a_limit_of_jobs_delays_and_is_not_charged(tmp_path, cell, array_s
         jobs = await run(tmp_path, *commands, forks=40, array_size=array_size)
     assert [(job.outcome, job.trial_count) for job in jobs] == [(JobOutcome.SUCCEEDED, 0)] * 8
     assert [runs_of(job) for job in jobs] == [1] * 8
+
+
+async def test_a_queue_that_kills_sooner_than_the_grace_ends_all_of_a_job(tmp_path, cell):
+    script = "trap '' TERM; sleep 60 & echo $! >pid; echo ready; while :; do sleep 0.1; done"
+    cell.configure("qconf", "-mattr", "queue", "notify", "00:00:01", "all.q")
+    try:
+        async with running(tmp_path, tuned={"kill_grace_s": 60.0, "kill_timeout_s": 30.0}) as xq:
+            job = await xq.feed(bash(script), cwd=tmp_path)
+            await until_ready(job)
+            asked_s = time.monotonic()
+            await xq.scheduler.kill_job_and_update_status(job)
+            took_s = time.monotonic() - asked_s
+    finally:
+        cell.configure("qconf", "-mattr", "queue", "notify", "00:00:05", "all.q")
+    assert job.outcome is JobOutcome.KILLED
+    assert took_s < 30
+    child = (tmp_path / "pid").read_text().strip()
+    await until(lambda: not os.path.exists(f"/proc/{child}"), "nothing of it is left", 20)
 
 
 class changed:  # noqa: N801  # reads as a word of its tests

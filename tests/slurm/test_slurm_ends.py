@@ -68,6 +68,32 @@ async def test_a_pending_job_alone_that_is_cancelled_by_somebody_else(slurm, tmp
     assert job.started_at is None
 
 
+async def test_a_whole_array_that_is_cancelled_while_it_waits(slurm, tmp_path):
+    async with slurm_run(tmp_path / "w", opts={"begin": "now+1hour"}) as xq:
+        jobs = [await xq.feed(bash("exit 0")) for _ in range(3)]
+        await until(lambda: jobs[2].submitted_at is not None, "they are submitted", 30)
+        slurm.ask("scancel", jobs[0].jid.partition("_")[0])
+    for job in jobs:
+        assert said(job) == ("failed", "REQUESTED")
+        assert job.started_at is None
+
+
+@pytest.mark.needs("slurmdbd", "mariadbd")
+async def test_an_array_that_was_cancelled_is_one_row_of_accounting(new_slurm, shims, tmp_path):
+    slurm = new_slurm(nodes=1, db=1)
+    async with slurm_run(tmp_path / "w", opts={"begin": "now+1hour"}) as xq:
+        jobs = [await xq.feed(bash("exit 0")) for _ in range(3)]
+        await until(lambda: jobs[2].submitted_at is not None, "they are submitted", 30)
+        shims.put("squeue", "exit 0")  # it has forgotten all
+        array = jobs[0].jid.partition("_")[0]
+        slurm.ask("scancel", array)
+    rows = slurm.ask("sacct", "-X", "-n", "-P", "-j", array, "-o", "JobID,State").splitlines()
+    assert rows == [f"{array}_[0-2]|CANCELLED by 0"]
+    for job in jobs:
+        assert said(job) == ("failed", "REQUESTED")
+        assert job.started_at is None
+
+
 async def test_a_job_whose_node_fails_is_run_again(slurm, tmp_path):
     async with slurm_run(tmp_path / "w", num_retries=0) as xq:
         job = await xq.feed(
@@ -119,16 +145,16 @@ async def test_too_much_memory_is_told_and_may_be_raised(new_slurm, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("resources", "reason"),
+    ("opts", "reason"),
     [
-        ({"queue": "short", "walltime_s": 3600}, "PartitionTimeLimit"),
-        ({"nodes": 3}, "PartitionNodeLimit"),
+        ({"resources": {"queue": "short", "walltime_s": 3600}}, "PartitionTimeLimit"),
+        ({"resources": {"nodes": 3}}, "PartitionNodeLimit"),
+        ({"ntasks": 1000}, "PartitionConfig"),
     ],
 )
 async def test_what_can_never_start_is_told_with_slurms_reason(
-    slurm, tmp_path, caplog, resources, reason
+    slurm, tmp_path, caplog, opts, reason
 ):
-    opts = {"resources": resources}
     async with slurm_run(tmp_path / "w", opts=opts) as xq:
         jobs = [await xq.feed(bash("exit 0")) for _ in range(3)]
         await until(lambda: all(job.reason for job in jobs), "the reasons are told", 60)

@@ -350,6 +350,25 @@ async def test_odd_prefixes_and_long_environments_do_no_harm(slurm, tmp_path, mo
     assert job.stdout_file.read_text() in ("100000 100000 none\n", "100000 100000 1\n")
 
 
+async def test_without_export_a_job_has_what_is_its_own(slurm, tmp_path, monkeypatch):
+    """Slurm gives such a job HOME, PATH and USER, and nothing else of the driver's."""
+    monkeypatch.setenv("XQ_DRIVERS", "x")
+    async with slurm_run(tmp_path / "w", opts={"export": "NONE"}) as xq:
+        script = 'echo "${XQ_DRIVERS-none} ${XQ_OWN-none} ${HOME:+home} $XQUTE_JOB_INDEX"'
+        jobs = [await xq.feed(bash(script), envs={"XQ_OWN": "y"}) for _ in range(2)]
+    assert [job.stdout_file.read_text() for job in jobs] == ["none y home 0\n", "none y home 1\n"]
+
+
+async def test_what_is_larger_than_a_script_may_be_is_not_in_the_script(slurm, tmp_path):
+    """Slurm refuses one of more than 4 MiB."""
+    large = f"export XQ_LARGE=large\n#{'x' * 6_000_000}"
+    async with slurm_run(tmp_path / "w", opts={"prescript": large}) as xq:
+        jobs = [await xq.feed(bash('echo "$XQ_LARGE"')) for _ in range(2)]
+        await jobs[1].wait()
+        jobs.append(await xq.feed(bash('echo "$XQ_LARGE"')))
+    assert [job.stdout_file.read_text() for job in jobs] == ["large\n"] * 3
+
+
 async def test_what_the_user_has_set_for_slurms_programs_hides_no_job(slurm, tmp_path, monkeypatch):
     filters = {"SQUEUE_PARTITION": "short", "SQUEUE_NAMES": "other", "SCANCEL_PARTITION": "short"}
     for name, value in filters.items():

@@ -63,6 +63,8 @@ class SgeScheduler(ClusterScheduler):
         super().__init__(*args, **config)
         # Grid Engine looks for jobs to start every 15 s, where nobody has set it otherwise.
         self.linger_s = 8.0
+        # And it writes its accounting every 15 s.
+        self.accounting_lag_s = 20.0
         for name in self.config:
             options.check_option_name(name)
         if self.cwd is None:

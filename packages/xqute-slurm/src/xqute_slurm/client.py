@@ -117,13 +117,14 @@ class SlurmClient:
         return parse_squeue((await self._ask([*argv, "--Format", QUEUE_FORMAT])).out)
 
     async def read_accounting(self, jids: Sequence[str]) -> Mapping[str, QueueRow]:
-        """Give what accounting knows of these jobs: nothing, where there is none.
+        """Give what accounting knows of these jobs, and of others of their arrays, if there is any.
 
         Raises:
             SchedulerError: If there is no answer.
         """
         rows: dict[str, QueueRow] = {}
-        words = list(jids)  # sacct knows no ranges of tasks
+        # Tasks that were cancelled while they waited share a row, which no task's own id finds.
+        words = sorted({jid.partition("_")[0] for jid in jids})
         while words and self._has_accounting:
             argv = [self.sacct, "-X", "-P", "-n", f"--format={SACCT_FORMAT}", "-j"]
             some, words = words[:_MANY_WORDS], words[_MANY_WORDS:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +28,8 @@ __all__ = ["ClusterScheduler", "QueueRow"]
 _TURN_S = 0.005
 #: What ends the id of an array as a whole.
 _ARRAY_MARK = "[]"
+#: A wrapper that is larger stays in its job's folder: a backend may refuse it (Slurm at 4 MiB).
+_MOST_SUBMITTED_BYTES = 1024 * 1024
 #: How old may be what is told of a single job.
 _SAME_LOOK_S = 1.0
 _MAX_PREFIX = 40
@@ -277,14 +280,16 @@ class ClusterScheduler(Scheduler):
         return failed
 
     def _write_script(self, submission: Submission, name: str, jobs: Sequence[Job]) -> str:
-        """Write what is submitted: a job's own wrapper, or what starts the wrappers of several.
+        """Write what is submitted: a job's own wrapper, or a script that starts those of all.
 
         A job's place in the plan is its task's in the array; those of which there is no wrapper
         have a task that does nothing.
         """
         n_tasks = len(submission.jobs) if len(submission.jobs) > 1 else None
         if n_tasks is None and self.signal_before_end_s is None:
-            return f"{jobs[0].local_dir}/{self.wrapper_name}"
+            wrapper = f"{jobs[0].local_dir}/{self.wrapper_name}"
+            if os.path.getsize(wrapper) <= _MOST_SUBMITTED_BYTES:
+                return wrapper
         ready = set(jobs)
         script = render_dispatch(
             head=self.build_head(self.build_options(jobs[0]), name, n_tasks),
