@@ -97,8 +97,10 @@ def test_the_commands_own_death_is_told_as_it_is_when_the_wrapper_hears_nothing(
 @pytest.mark.parametrize("target", ["wrapper", "group"])
 def test_no_rc_is_lost_in_a_storm_of_signals(make_attempt, probe, way, target):
     storm = [*ENDING, signal.SIGUSR1, signal.SIGUSR2]
-    sent = 0
-    for _ in range(10):
+    attempts = sent = 0
+    # However few a busy machine lets through at a time.
+    while attempts < 10 or sent < 50:
+        attempts += 1
         code = random.randrange(1, 120)
         attempt = make_attempt([*probe, "keep", str(code), "20"], **way).start()
         attempt.until_stdout(b"ready")
@@ -111,7 +113,6 @@ def test_no_rc_is_lost_in_a_storm_of_signals(make_attempt, probe, way, target):
             sent += 1
         assert attempt.wait() == code
         assert attempt.end[:2] == (code, 7)
-    assert sent > 50
 
 
 @pytest.mark.concurrency
