@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 
 import pytest
@@ -188,12 +187,13 @@ async def test_a_warning_to_the_script_reaches_all_processes_of_a_job(slurm, tmp
     assert quick.rc == 4
 
 
-@pytest.mark.parametrize("has_accounting", [False, True])
+@pytest.mark.parametrize(
+    "has_accounting",
+    [False, pytest.param(True, marks=pytest.mark.needs("slurmdbd", "mariadbd"))],
+)
 async def test_what_the_queue_has_forgotten_accounting_may_know(
     new_slurm, shims, tmp_path, has_accounting
 ):
-    if has_accounting and not (shutil.which("slurmdbd") and shutil.which("mariadbd")):
-        pytest.skip("needs slurmdbd, mariadbd")
     new_slurm(nodes=1, db=int(has_accounting))
     async with slurm_run(tmp_path / "w") as xq:
         job = await xq.feed(bash("sleep 300"))
