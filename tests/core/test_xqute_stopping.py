@@ -125,6 +125,35 @@ async def test_stop_feeding_after_cancel_returns(tmp_path, until, job_processes)
     _assert_stopped(xq, job_processes)
 
 
+async def test_cancel_before_anything_was_fed_ends_completed(tmp_path):
+    xq = Xqute(workdir=tmp_path)
+    await xq.run_until_complete(keep_feeding=True)
+    consumer = asyncio.create_task(anext(xq.completed(), None))
+    await asyncio.sleep(0)  # it waits
+    xq.cancel()
+    assert await asyncio.wait_for(consumer, 5) is None
+
+
+async def test_stop_feeding_after_the_end_of_a_stopped_run_is_no_error(tmp_path, until, caplog):
+    xq = Xqute(workdir=tmp_path, error_strategy="halt")
+    await xq.run_until_complete(keep_feeding=True)
+    job = await xq.put("false")
+    await until(xq.task.done)
+    await asyncio.wait_for(xq.stop_feeding(), 5)
+    assert xq.halted_by is job
+    assert "stop_feeding" not in caplog.text
+
+
+async def test_a_run_that_was_stopped_waits_for_no_more(tmp_path, until):
+    xq = Xqute(workdir=tmp_path, error_strategy="halt")
+    job = await xq.put("false")
+    await until(xq.task.done)
+    await xq.run_until_complete(keep_feeding=True)
+    assert not xq.is_feeding()
+    async with asyncio.timeout(5):
+        assert [ended async for ended in xq.completed()] == [job]
+
+
 async def test_cancelling_the_task_of_the_run_stops_it(tmp_path, until, job_processes):
     xq = await _run_one_of_three(tmp_path, until)
     assert isinstance(xq.task, asyncio.Task)

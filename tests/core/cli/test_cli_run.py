@@ -109,6 +109,14 @@ def test_halt_begins_nothing_after_a_failure(cli):
     assert b"1 succeeded, 1 failed, 1 not begun" in done.stderr
 
 
+def test_halt_at_a_first_line_that_can_be_no_command(cli):
+    process = cli.start("run", "--halt", "echo {} | cat")
+    cli.wait_for(lambda: len(os.listdir(f"/proc/{process.pid}/task")) == 3)  # it waits for a line
+    _, stderr = process.communicate(b"a\0b\nmore\n", timeout=30)
+    assert process.returncode == 1
+    assert b"not a command: line 1" in stderr
+
+
 def test_halt_after_the_last_try(cli):
     command = "echo $XQUTE_JOB_TRIAL {}; exit {}"
     done = cli("run", "--halt", "--retries", "1", "-j1", "--json", command, ":::", "3", "0", rc=1)

@@ -267,7 +267,7 @@ class Xqute:
 
     async def stop_feeding(self) -> None:
         """Feed no more, and return when all jobs have ended."""
-        if not self._keep_feeding and not self._is_stopping:
+        if not self._keep_feeding and not self._was_stopped:
             logger.error("stop_feeding() without run_until_complete(keep_feeding=True): ignored")
             return
         await self._finish()
@@ -281,10 +281,10 @@ class Xqute:
         If the caller is cancelled, the run is stopped likewise, and then CancelledError is raised.
 
         Args:
-            keep_feeding: Return at once; more is fed later, until `stop_feeding`.
+            keep_feeding: Return at once; more is fed later, until `stop_feeding` or a stop.
         """
         if keep_feeding:
-            self._keep_feeding = True
+            self._keep_feeding = not self._was_stopped
             return
         await self._finish()
 
@@ -343,6 +343,7 @@ class Xqute:
         elif self._engine is not None:
             self._engine.stop(kill=self._shut_down(sig))
         self._progress.set()
+        self._news.set()
 
     def on_stop_signal(self, sig: signal.Signals) -> None:
         """Stop the run because of a signal."""
