@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from xqute import Job, JobOutcome, JobStatus, Xqute, XquteError, plugin
+from xqute import Job, JobOutcome, JobStatus, SpecPath, Xqute, XquteError, plugin
 from xqute._engine.journal import Journal
 from xqute.errors import SchedulerError
 from xqute.schedulers.local_scheduler import LocalScheduler
@@ -199,17 +199,24 @@ async def test_a_workdir_may_have_any_name(tmp_path):
     assert (workdir / "0" / "mine").read_text() == "here\n"
 
 
+@pytest.mark.parametrize("kind", [str, Path, SpecPath])
 async def test_a_relative_workdir_stays_where_it_was_when_the_program_changes_its_folder(
-    tmp_path, monkeypatch
+    tmp_path, monkeypatch, kind
 ):
     (tmp_path / "other").mkdir()
     monkeypatch.chdir(tmp_path)
-    xq = Xqute(workdir="w")
+    xq = Xqute(workdir=kind("w"))
     monkeypatch.chdir(tmp_path / "other")
     await xq.put("true")
     await xq.run_until_complete()
     assert (tmp_path / "w" / "0" / "job.rc").read_text() == "0"
     assert not list((tmp_path / "other").iterdir())
+
+
+def test_a_relative_workdir_keeps_its_mounted_side(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    workdir = LocalScheduler(SpecPath("w", mounted="/mnt/w")).workdir
+    assert (str(workdir), str(workdir.mounted)) == (f"{tmp_path}/w", "/mnt/w")
 
 
 async def test_a_job_may_live_in_another_workdir(tmp_path):
@@ -220,7 +227,7 @@ async def test_a_job_may_live_in_another_workdir(tmp_path):
     assert (tmp_path / "own" / "3" / "job.stdout").read_text() == "mine\n"
 
 
-@pytest.mark.parametrize("kind", [str, Path])
+@pytest.mark.parametrize("kind", [str, Path, SpecPath])
 async def test_a_job_with_a_relative_workdir_may_run_in_another_folder(tmp_path, monkeypatch, kind):
     (tmp_path / "other").mkdir()
     monkeypatch.chdir(tmp_path)

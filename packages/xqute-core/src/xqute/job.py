@@ -31,7 +31,7 @@ if TYPE_CHECKING:
             """Return when the job has ended for good."""
 
 
-__all__ = ["Job"]
+__all__ = ["Job", "as_workdir"]
 
 T = TypeVar("T")
 
@@ -170,9 +170,7 @@ class Job:
         self.index = check_index(index)
         self._cmd = _as_words(cmd)
         self._envs: dict[str, str] | None = _as_envs(envs) if envs else None
-        self._workdir = (
-            workdir if isinstance(workdir, SpecPath) else SpecPath(_files.absolute(workdir))
-        )
+        self._workdir = as_workdir(workdir)
         self._metadir: SpecPath | None = None
         self._jid: int | str | None = None
         self._status = JobStatus.INIT
@@ -492,6 +490,16 @@ class Job:
         for name in (*_ATTEMPT_FILES.intersection(names), *started, *ended):
             with suppress(FileNotFoundError):
                 os.unlink(f"{self.local_dir}/{name}")
+
+
+def as_workdir(path: str | os.PathLike[str]) -> SpecPath:
+    """Give a folder as a `SpecPath` that means the same wherever this process, or a job, goes."""
+    if not isinstance(path, SpecPath):
+        return SpecPath(_files.absolute(path))
+    text = str(path)
+    if text.startswith("/") or _clouds.is_far(text):
+        return path
+    return SpecPath(_files.absolute(path), path.mounted if path.is_mounted() else None)
 
 
 def _is_kept(name: str) -> bool:

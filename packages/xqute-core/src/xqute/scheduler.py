@@ -33,7 +33,7 @@ from .defaults import (
     JobStatus,
 )
 from .errors import ConfigError, InvalidJobError, SubmitError, WorkdirError
-from .job import Job
+from .job import Job, as_workdir
 from .path import SpecPath
 from .plugin import HookTable, snapshot
 from .utils import logger
@@ -245,8 +245,7 @@ class Scheduler(ABC):
 
     @workdir.setter
     def workdir(self, workdir: str | os.PathLike[str]) -> None:
-        if not isinstance(workdir, SpecPath):
-            workdir = SpecPath(_files.absolute(workdir))
+        workdir = as_workdir(workdir)
         self.staging: str | None = None
         if not _clouds.is_far(str(workdir)):
             _check_workdir(str(workdir))
