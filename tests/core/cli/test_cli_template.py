@@ -143,6 +143,8 @@ def test_a_shell_variable_is_no_place():
 def test_another_text_can_stand_for_the_argument():
     assert output_of("printf '%s|' X '{}' \"$(echo X)\"", "a b", replaced="X") == "a b|{}|a b|"
     assert output_of("printf '%s|'", "a b", replaced="X") == "a b|"
+    # Also one of several words, in a line that would need no shell.
+    assert output_of("/bin/echo -n X Y", "a b", replaced="X Y", direct=True) == "a b"
 
 
 @pytest.mark.parametrize(

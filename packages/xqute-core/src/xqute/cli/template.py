@@ -141,7 +141,7 @@ def parse_template(
         line = f"{line} {last}"
         pieces = _cut(line, place)
     first, *others = line.split()
-    if direct and n_groups == 1 and others and not place.search(first):
+    if direct and n_groups == 1 and others and not place.search(first) and last.split() == [last]:
         plain = plain_words(place.sub("x", line))
         if plain is not None:
             return _WordsTemplate([first, *others], place)
