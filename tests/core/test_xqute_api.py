@@ -55,6 +55,12 @@ async def test_the_keywords_reach_the_scheduler(tmp_path):
     assert isinstance(scheduler.workdir, SpecPath)
 
 
+async def test_scheduler_opts_win_over_keywords_of_the_same_name(tmp_path):
+    opts = {"forks": 3, "submission_batch": 2}
+    xq = Xqute(workdir=tmp_path, forks=4, scheduler_opts=opts)
+    assert (xq.scheduler.forks, xq.scheduler.submission_batch) == (3, 2)
+
+
 async def test_a_scheduler_is_given_as_a_name_or_as_a_class(tmp_path):
     class Mine(LocalScheduler):
         name = "mine"

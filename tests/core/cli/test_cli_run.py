@@ -385,6 +385,10 @@ def test_the_scheduler_gets_its_options(backends):
     backends("run", "-s", "picky", "--opt", "queue=q", "--opt", "queue=r", "x", ":::", "a", rc=3)
 
 
+def test_an_option_that_every_scheduler_has_may_be_given(cli):
+    assert cli("run", "--opt", "submission_batch=2", "echo {}", ":::", "a").stdout == b"a\n"
+
+
 # --- again ---------------------------------------------------------------------------------------
 
 

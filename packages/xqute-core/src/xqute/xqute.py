@@ -50,7 +50,7 @@ class Xqute:
         error_strategy: What a failed job leads to: "ignore", "retry" or "halt".
         num_retries: How often a failed job is tried again under "retry".
         forks: How many jobs may be with the backend at once.
-        scheduler_opts: Keyword arguments for the scheduler.
+        scheduler_opts: Keyword arguments for the scheduler; they win over those of the same name.
         jobname_prefix: What job names begin with; None: the scheduler's name.
         retry_lost: Whether a job whose fate is unknown may be run again; it may then run twice.
         resume: Whether jobs that have succeeded in an earlier run over this workdir are adopted.
@@ -99,15 +99,15 @@ class Xqute:
         from ._engine import session  # noqa: F401
 
         self._hooks = snapshot(plugins)
-        self.scheduler = get_scheduler(scheduler)(
-            workdir=workdir,
-            forks=forks,
-            error_strategy=error_strategy,
-            num_retries=num_retries,
-            jobname_prefix=jobname_prefix,
-            submission_batch=submission_batch,
-            **(scheduler_opts or {}),
-        )
+        own: dict[str, Any] = {
+            "workdir": workdir,
+            "forks": forks,
+            "error_strategy": error_strategy,
+            "num_retries": num_retries,
+            "jobname_prefix": jobname_prefix,
+            "submission_batch": submission_batch,
+        }
+        self.scheduler = get_scheduler(scheduler)(**{**own, **(scheduler_opts or {})})
         self.scheduler.hooks = self._hooks
         self.jobs: list[Job] = []
         self.halted_by: Job | None = None
