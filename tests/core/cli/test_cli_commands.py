@@ -65,6 +65,15 @@ def test_status_finds_a_run_by_path_and_by_name(cli):
         assert b"1 succeeded" in cli("status", run).stdout
 
 
+def test_a_workdir_that_is_no_text_is_named_as_it_is(cli, tmp_path):
+    strict = {"PYTHONIOENCODING": "utf-8:strict"}  # as in most locales
+    cli("run", "--workdir", b"w\xff", "true {}", ":::", "a", env=strict)
+    assert cli("status", b"w\xff", env=strict).stdout.startswith(b"w\xff: 1 jobs\n")
+    assert cli("unlock", b"w\xff", env=strict).stdout == b"w\xff is not locked\n"
+    done = cli("doctor", env=strict, cwd=os.fsencode(tmp_path) + b"/w\xff")
+    assert b"/w\xff: writable" in done.stdout
+
+
 def test_status_while_the_run_is_at_work(cli):
     process = cli.start("run", "-j1", "sleep 60; : {}", ":::", "a", "b")
     cli.wait_for(lambda: cli.latest.exists() and (cli.latest / "1").exists())

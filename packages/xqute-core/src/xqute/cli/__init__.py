@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -54,6 +55,8 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     Args:
         args: What follows the program's name; None: as it was called.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # paths that are no text are told as they are
+        sys.stdout.reconfigure(errors="surrogateescape")
     sys.exit(_run(args))
 
 
