@@ -90,6 +90,8 @@ def test_3_the_folder_of_a_job_cannot_be_made(cli, tmp_path):
         (["run", "--env", "a-b=1", "x", ":::", "a"], "Environment variable 'a-b'"),
         (["run", "--env", "UID=1", "x", ":::", "a"], "UID: readonly in bash"),
         (["run", "--env", "=1", "x", ":::", "a"], "'=1' is not NAME=VALUE"),
+        (["run", "--workdir", "", "x", ":::", "a"], "--workdir is empty"),
+        (["run", "--resume", "--workdir", "", "x", ":::", "a"], "--workdir is empty"),
         (["run", "--cwd", "nowhere", "x", ":::", "a"], "--cwd nowhere: there is no such folder"),
         (["run", "--plugin", "nobody", "x", ":::", "a"], "No plugin named nobody"),
         (["run", "-p", "nobody", "x", ":::", "a"], "Profile 'nobody': no xqute.toml"),

@@ -350,6 +350,13 @@ def test_names_that_are_not_ascii_can_be_read(cli):
     assert "false 'é à'" in text
 
 
+@pytest.mark.parametrize("columns", ["0", "1"])
+def test_the_account_needs_no_width(cli, columns):
+    text = cli("run", "exit {}", ":::", "7", rc=1, env={"COLUMNS": columns}).stderr.decode()
+    assert "#0 exit '7'" in text
+    assert "1 failed in" in text
+
+
 def test_quiet_says_nothing(cli):
     done = cli("run", "-q", "echo {}; exit {}", ":::", "0", "1", rc=1)
     assert done.stderr == b""

@@ -26,8 +26,8 @@ _FRAME_S = 0.1
 _LINE_S = 30.0
 #: The rate is that of the last seconds.
 _RATE_OVER_S = 15.0
-#: Widths in characters: the bar, and what is left for the command.
-_LEAST_BAR, _MOST_BAR, _LEAST_TITLE = 10, 30, 12
+#: Widths in characters: of a terminal that tells none, the bar, and what is left for the command.
+_WIDTH, _LEAST_BAR, _MOST_BAR, _LEAST_TITLE = 80, 10, 30, 12
 
 
 class Snapshot(NamedTuple):
@@ -95,6 +95,8 @@ class Display:
             from rich.console import Console
 
             self._console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+            if not self._console.width:  # COLUMNS=0: there would be room for nothing
+                self._console.width = _WIDTH
         return self._console
 
     def say(self, text: str, style: str = "") -> None:

@@ -101,6 +101,8 @@ def make_settings(options: dict[str, Any]) -> Settings:
             before = opt[name]
             value = [*before, value] if isinstance(before, list) else [before, value]
         opt[name] = value
+    if options["workdir"] == "":
+        raise click.UsageError("--workdir is empty")
     cwd = options["cwd"]
     if cwd is not None and options["scheduler"] == "local":
         if not os.path.isdir(cwd):
