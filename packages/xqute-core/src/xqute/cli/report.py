@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from .. import _clouds
 from ..defaults import JobOutcome
 from ..job import Job
 from .words import count, describe_command, duration, rate, shortened
@@ -145,7 +146,7 @@ class Account:
             reason = job.reason or f"rc {job.rc}"
             rc = "" if f"{job.rc}" in reason or job.rc < 0 else f" (rc {job.rc})"
             yield Line(f"   {outcome}: {reason}{rc}{tries}", "red")
-            for text in _last_lines(f"{job.local_dir}/job.stderr"):
+            for text in _last_lines(f"{job.workdir}/{job.index}/job.stderr"):
                 yield Line(f"   | {text}", "dim")
         n_more = self.n_failed - len(self._failed) - len(self._invalid)
         if n_more > 0:
@@ -171,7 +172,7 @@ class Account:
 
 def job_record(job: Job) -> bytes:
     """Give the end of a job for programs: a line of JSON; bytes that are no text are surrogates."""
-    folder = job.local_dir
+    folder = f"{job.workdir}/{job.index}"  # a staging folder may be gone by the time
     record = {
         "type": "job",
         "index": job.index,
@@ -195,9 +196,12 @@ def job_record(job: Job) -> bytes:
 def _last_lines(path: str) -> list[str]:
     """The end of a file; nothing where there is no such file, or none to be read."""
     try:
-        with open(path, "rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            data = file.read(_TAIL_BYTES)
+        if _clouds.is_far(path):
+            data = (_clouds.get(path) or b"")[-_TAIL_BYTES:]
+        else:
+            with open(path, "rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+                data = file.read(_TAIL_BYTES)
     except OSError:
         return []
     return [line[:_MOST_CHARS] for line in os.fsdecode(data).splitlines()[-_N_LAST_LINES:]]
