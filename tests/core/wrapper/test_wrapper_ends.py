@@ -37,6 +37,12 @@ def test_an_attempt_leaves_its_outputs_rc_and_status(make_attempt, way):
     assert attempt.events == []
 
 
+@pytest.mark.parametrize("seconds", [float("inf"), 1e300, 2.0**63], ids=str)
+def test_a_time_limit_may_be_as_long_as_can_be(make_attempt, seconds):
+    attempt = make_attempt(["echo", "out"], timeout_s=seconds, grace_s=seconds).run()
+    assert (attempt.stdout, attempt.end) == (b"out\n", (0, 6, ""))
+
+
 def test_every_exit_code_is_told_as_it_is(make_attempt):
     for code in range(256):
         attempt = make_attempt(["sh", "-c", f"exit {code}"]).run()

@@ -28,6 +28,9 @@ PLAIN: Final = "\nxq_plain=1\n"
 # The longest argument, or `NAME=value`, that exec takes: 32 pages, less the NUL at its end.
 MAX_ARGUMENT_BYTES: Final = 131_071
 
+# What is longer, infinity for one, is no time to bash.
+_LONGEST_S: Final = 1e9
+
 # Sections of code by hooks and users; with one of them the command has a shell around it.
 _HOOKS_BEFORE: Final = frozenset(("jobcmd_init", "prescript", "jobcmd_prep"))
 _HOOKS: Final = _HOOKS_BEFORE | {"postscript", "jobcmd_end"}
@@ -159,12 +162,17 @@ def build_parameters(
             f"xq_index={index}\nxq_attempt={attempt}\nxq_restart={restart}\n"
         )
     if timeout_s:
-        text += f"xq_timeout_s={timeout_s:.3f}\nxq_grace_s={grace_s:.3f}\n"
+        text += f"xq_timeout_s={_seconds(timeout_s)}\nxq_grace_s={_seconds(grace_s)}\n"
     if restarts:
         text += "xq_restarts=1\n"
     if own_pids:
         text += "xq_pid=0\n"
     return text
+
+
+def _seconds(seconds: float) -> str:
+    """A time as bash's `read -t` takes it."""
+    return f"{min(seconds, _LONGEST_S):.3f}"
 
 
 def build_environment(envs: Mapping[str, str]) -> str:
