@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 
+import xqute
 from xqute import ConfigError, InvalidJobError, Job, JobOutcome, Xqute, XquteError, XquteWarning
 from xqute.schedulers.local_scheduler import LocalScheduler
 
@@ -163,6 +164,17 @@ async def test_a_keyword_that_makes_no_sense_is_refused_by_name(tmp_path, keywor
 def test_so_is_one_of_the_scheduler(tmp_path, keywords):
     with pytest.raises(ConfigError, match=next(iter(keywords))):
         LocalScheduler(tmp_path, **keywords)
+
+
+async def test_one_plugin_is_no_list_of_plugins(tmp_path):
+    with pytest.raises(ConfigError, match="'-tally'"):
+        Xqute(workdir=tmp_path, plugins="-tally")
+
+
+def test_one_command_is_no_list_of_commands(tmp_path):
+    with pytest.raises(InvalidJobError, match="'w'"):
+        xqute.run("w", workdir=tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_a_misspelt_keyword_of_xqute_is_an_error(tmp_path):

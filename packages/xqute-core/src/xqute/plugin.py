@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from simplug import Simplug, SimplugImpl
 
+from .errors import ConfigError
 from .utils import logger
 
 if TYPE_CHECKING:
@@ -272,9 +273,12 @@ def snapshot(plugins: Iterable[Any] | None = None) -> HookTable:
     with different plugins do not disturb each other.
 
     Raises:
+        ConfigError: If it is a string, which would be taken for a list of letters.
         NoSuchPlugin: simplug's, if a name is unknown.
         SimplugException: simplug's, if some names carry ``+``/``-`` and some do not.
     """
+    if isinstance(plugins, str):
+        raise ConfigError(f"plugins is a list of names or objects, not one: {plugins!r}")
     _load_entry_points()
     if plugins is None:
         return HookTable(plugin.get_enabled_plugins().values())

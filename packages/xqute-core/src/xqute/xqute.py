@@ -442,6 +442,8 @@ def run(commands: Iterable[CommandType | Job], **keywords: Any) -> list[Job]:
         KeyboardInterrupt: If SIGINT stopped the run, after what ran was killed.
         XquteError: As `Xqute` and `Xqute.feed` do.
     """
+    if isinstance(commands, str | bytes):
+        raise InvalidJobError(f"xqute.run() takes a list of commands, not one: {commands!r}")
     try:
         asyncio.get_running_loop()
     except RuntimeError:
