@@ -56,6 +56,12 @@ def test_status_in_json(cli):
     )
 
 
+def test_status_of_a_job_whose_claims_are_being_removed(cli):
+    cli("run", "exit {}", ":::", "3", rc=1)
+    (cli.latest / "0" / "job.end.gone").symlink_to("nowhere")  # listed, and not there
+    assert cli("status", "--failed", rc=1).stdout.startswith(b"#0 failed rc 3\n")
+
+
 def test_status_finds_a_run_by_path_and_by_name(cli):
     cli("run", "true {}", ":::", "a")
     name = cli.latest.resolve().name
@@ -146,6 +152,11 @@ def test_logs_follows_through_a_retry(cli, tmp_path):
     rest = logs.stdout.read()
     assert logs.wait(30) == 0
     assert rest in (b"", b"try 1\n")  # it may have looked between the two
+
+
+def test_logs_does_not_wait_for_a_job_that_nobody_begins_any_more(cli):
+    cli("run", "-j1", "--halt", "exit {}", ":::", "1", "0", rc=1)
+    assert cli("logs", "-f", "1").stdout == b""
 
 
 def test_logs_into_a_pipe_that_closes(cli):

@@ -9,7 +9,7 @@ from contextlib import suppress
 import click
 
 from .output import write_all
-from .runs import find_run, read_job
+from .runs import find_run, owner_of, read_job
 
 __all__ = ["logs"]
 
@@ -82,9 +82,17 @@ def logs(index: int, workdir: str | None, follow: bool) -> int:
     tails = [_Tail(f"{folder}/job.stdout", 1), _Tail(f"{folder}/job.stderr", 2)]
     while True:
         # Asked first, so that what is passed on after it is all there is.
-        goes_on = follow and read_job(run_dir, index).state in ("running", "waiting")
+        goes_on = follow and _goes_on(run_dir, index)
         for tail in tails:
             tail.pass_on()
         if not goes_on:
             return 0
         time.sleep(_LOOK_S)
+
+
+def _goes_on(run_dir: str, index: int) -> bool:
+    """Whether a job may still write: it runs, or somebody may yet begin it."""
+    # Asked first: whoever is gone by then has begun what was to be begun.
+    at_work = owner_of(run_dir) is not None or os.path.exists(f"{run_dir}/{index}/job.jid")
+    state = read_job(run_dir, index).state
+    return state == "running" or (state == "waiting" and at_work)

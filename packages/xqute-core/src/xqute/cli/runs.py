@@ -6,6 +6,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 from .. import _files, _protocol
@@ -139,11 +140,12 @@ def _as_int(text: str | None) -> int | None:
 
 def _newest_tag(folder: str, claim: str) -> str | None:
     """What the newest claim of this kind is named after."""
-    names = [name for name in os.listdir(folder) if name.startswith(claim)]
-    if not names:
-        return None
-    newest = max(names, key=lambda name: os.stat(f"{folder}/{name}").st_mtime_ns)
-    return newest.removeprefix(claim)
+    made_ns = {}
+    for name in os.listdir(folder):
+        if name.startswith(claim):
+            with suppress(FileNotFoundError):  # removed meanwhile: the job runs again
+                made_ns[name] = os.stat(f"{folder}/{name}").st_mtime_ns
+    return max(made_ns, key=made_ns.__getitem__).removeprefix(claim) if made_ns else None
 
 
 def _end_cause(folder: str) -> str:
