@@ -54,6 +54,15 @@ async def test_envs_merge_into_those_of_a_job(tmp_path, verb):
     assert other.stdout_file.read_text() == "1-b c-\n"
 
 
+async def test_bytes_in_envs_arrive_whether_they_come_with_a_command_or_a_job(tmp_path):
+    xq = Xqute(workdir=tmp_path)
+    command = ["bash", "-c", 'printf %s "$A"']
+    for given in (command, Job(1, command, tmp_path)):
+        await xq.feed(given, {"A": b"\xff"})
+    await xq.run_until_complete()
+    assert [job.stdout_file.read_bytes() for job in xq.jobs] == [b"\xff"] * 2
+
+
 async def test_a_command_takes_the_lowest_unused_index(tmp_path):
     xq = Xqute(workdir=tmp_path)
     await xq.put(Job(1, "true", tmp_path))

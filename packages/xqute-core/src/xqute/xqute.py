@@ -195,7 +195,7 @@ class Xqute:
             if self._has_index(job.index):
                 raise InvalidJobError(f"There is a job {job.index} already")
             if envs:
-                job.envs.update({str(key): str(value) for key, value in envs.items()})
+                job.envs = {**job.envs, **envs}
         else:
             job = self.scheduler.create_job(self._n_indices, cmd, envs)
         given = {
