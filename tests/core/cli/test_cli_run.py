@@ -206,6 +206,13 @@ def test_standard_error_is_passed_on_if_asked_for(cli):
     assert b"warning" not in cli("run", "echo warning >&2; echo {}", ":::", "a").stderr
 
 
+def test_output_that_cannot_be_read_is_told_and_the_others_run(cli):
+    command = 'echo {}; f=$XQUTE_JOB_METADIR/job.stdout; [ {} != a ] || { rm "$f"; mkdir "$f"; }'
+    done = cli("run", "-j1", command, ":::", "a", "b", "c")
+    assert done.stdout == b"b\nc\n"
+    assert b"/0/job.stdout: Is a directory" in done.stderr
+
+
 def test_output_of_any_size_and_kind_is_passed_on_exactly(cli):
     command = "head -c 3000000 /dev/zero; printf '\\377no newline'"
     done = cli("run", command + " #", ":::", rc=2)

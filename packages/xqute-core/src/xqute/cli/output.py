@@ -133,10 +133,10 @@ class Output:
         except FileNotFoundError:
             return
         except OSError as exc:
-            self.unread.append(f"{file.path}: {exc.strerror}")
+            self._is_unread(file, exc)
             return
         try:
-            while chunk := os.read(fd, _CHUNK_BYTES):
+            while chunk := self._read(fd, file):
                 if file.fd != self._fd:
                     write_all(file.fd, chunk)
                     continue
@@ -145,6 +145,16 @@ class Output:
                     self._flush(waiting)
         finally:
             os.close(fd)
+
+    def _read(self, fd: int, file: File) -> bytes:
+        try:
+            return os.read(fd, _CHUNK_BYTES)
+        except OSError as exc:  # no fault of who gets the output, and no other job's matter
+            self._is_unread(file, exc)
+            return b""
+
+    def _is_unread(self, file: File, exc: OSError) -> None:
+        self.unread.append(f"{file.path}: {exc.strerror}")
 
     def _copy_far(self, file: File, waiting: bytearray) -> None:
         try:
