@@ -18,7 +18,7 @@ from xqute import _clouds
 def _run(cwd, *options):
     command = [Path(sys.executable).with_name("xqute"), "run", "--workdir", "gs://bucket/run"]
     return subprocess.run(
-        [*command, *options, "echo {}; echo err >&2; exit 3", ":::", "a", "b", "c"],
+        [*command, *options, "echo {}; echo err >&2; exit 3", ":::", *"abcdefghijk"],
         cwd=cwd,
         capture_output=True,
         text=True,
@@ -30,9 +30,11 @@ def test_run_prints_what_jobs_in_a_bucket_have_printed(tmp_path):
     with cloud_workdir.open_store("gs", tmp_path):
         done = _run(tmp_path, "--output", "both")
         assert done.returncode == 1, done.stderr
-        assert sorted(done.stdout.splitlines()) == ["a", "b", "c"]  # as they end
+        assert sorted(done.stdout.splitlines()) == [*"abcdefghijk"]  # as they end
         told = done.stderr.splitlines()
-        assert (told.count("err"), told.count("   | err")) == (3, 3)  # at once, and as last words
+        assert told.count("err") == 11
+        assert told.count("   | err") == 10  # the last words of the first ten
+        assert "... and 1 more" in told
         assert _clouds.get("gs://bucket/run/2/job.rc") == b"3"
         assert _clouds.get("gs://bucket/run/.run/lock") is None
     left = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]

@@ -8,6 +8,7 @@ import os
 import random
 import resource
 import select
+import shlex
 import signal
 import subprocess
 
@@ -350,6 +351,13 @@ def test_ten_failures_are_shown_and_the_others_counted(cli):
     text = cli("run", "exit {}", ":::", *["1"] * 12, rc=1).stderr.decode()
     assert sum(line.startswith("#") for line in text.splitlines()) == 10
     assert "... and 2 more: xqute status --failed .xqute/runs/" in text
+
+
+def test_the_command_that_lists_all_failures_can_be_typed(cli, tmp_path):
+    done = cli("run", "--workdir", "my run", "exit {}", ":::", *["1"] * 11, rc=1)
+    line = next(line for line in done.stderr.decode().splitlines() if " more: " in line)
+    words = shlex.split(line.partition(" more: ")[2])
+    assert len(cli(*words[1:], rc=1).stdout.splitlines()) == 13  # eleven, their number, its parts
 
 
 def test_names_that_are_not_ascii_can_be_read(cli):

@@ -7,6 +7,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Iterator
+from shlex import quote
 from typing import Any, NamedTuple
 
 from .. import _clouds
@@ -150,7 +151,9 @@ class Account:
                 yield Line(f"   | {text}", "dim")
         n_more = self.n_failed - len(self._failed) - len(self._invalid)
         if n_more > 0:
-            yield Line(f"... and {n_more:,} more: xqute status --failed {workdir}", "red")
+            # It reads files, not buckets.
+            how = "" if _clouds.is_far(workdir) else f": xqute status --failed {quote(workdir)}"
+            yield Line(f"... and {n_more:,} more{how}", "red")
 
     def describe_end(self, workdir: str, wall_s: float) -> Line:
         """Tell the end of the run in one line."""
