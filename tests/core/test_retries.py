@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from xqute import Job, JobErrorStrategy, JobOutcome, JobStatus, SubmitError, Xqute
+from xqute import Job, JobErrorStrategy, JobOutcome, JobStatus, SubmitError, Xqute, _protocol
 from xqute.scheduler import BackendState, Phase
 from xqute.schedulers.local_scheduler import LocalScheduler
 
@@ -232,6 +232,31 @@ async def test_what_the_backend_did_to_a_job_is_made_good_whatever_the_strategy(
     job = await xq.put("true")
     await xq.run_until_complete()
     assert (job.outcome, job.trial_count) == (JobOutcome.SUCCEEDED, 1)
+
+
+@pytest.mark.parametrize(("told", "n_more"), [("", 0), ("TERMINATED", 1)])
+async def test_who_had_succeeded_before_its_node_was_gone_does_not_run_again(
+    tmp_path, told, n_more
+):
+    """What ended well because it was told to go, has not done its work."""
+
+    class Late(LocalScheduler):
+        name = "late"
+
+        async def submit_job(self, job):
+            if job.trial_count:
+                return await super().submit_job(job)
+            _protocol.write_end(job.local_dir, self.claim_tag(job), 0, 6, told)
+            return 999999999
+
+        async def poll_jobs(self, jobs):
+            ended = BackendState(Phase.ENDED, None, "PREEMPTED", "the node is gone")
+            return {job: ended for job in jobs if job.trial_count == 0}
+
+    xq = Xqute(Late, workdir=tmp_path, scheduler_opts={"recheck_interval": 0.05})
+    job = await xq.put("true")
+    await xq.run_until_complete()
+    assert (job.outcome, job.rc, job.trial_count) == (JobOutcome.SUCCEEDED, 0, n_more)
 
 
 @pytest.mark.parametrize(
