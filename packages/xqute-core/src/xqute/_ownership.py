@@ -64,6 +64,13 @@ class Owner(NamedTuple):
     since_s: int  # since the epoch, by its own clock
     has_flock: bool
 
+    @classmethod
+    def of_this_process(cls, *, has_flock: bool) -> Self:
+        """Give what this process has to say of itself, now."""
+        ticks = _protocol.process_start_ticks(os.getpid())
+        who = (_host(), _protocol.boot_id(), _namespace(), os.getpid(), ticks)
+        return cls(*who, int(time.time()), has_flock)
+
     def __str__(self) -> str:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since_s))
         return f"pid {self.pid} on {self.host} since {since}"
@@ -315,11 +322,8 @@ def _write_new(path: str, *, has_flock: bool, link: str | None = None) -> bool:
 
 
 def _write_record(fd: int, *, has_flock: bool) -> None:
-    ticks = _protocol.process_start_ticks(os.getpid())
-    words = (
-        *(_host(), _protocol.boot_id(), _namespace(), os.getpid()),
-        *("-" if ticks is None else ticks, int(time.time()), "flock" if has_flock else "-"),
-    )
+    *who, ticks, since_s, _ = Owner.of_this_process(has_flock=has_flock)
+    words = (*who, "-" if ticks is None else ticks, since_s, "flock" if has_flock else "-")
     data = os.fsencode(f"{' '.join(map(str, words))}\n")
     if os.write(fd, data) < len(data):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import socket
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import ClassVar, Protocol
 
-from .. import _clouds, _protocol
+from .. import _clouds
+from .._ownership import Owner
 from .._protocol import Event, parse_event_name
 from ..errors import WorkdirLockedError
 from ..utils import logger
@@ -107,13 +106,17 @@ class FarLock:
 
     Who finds one that was not renewed for 90 seconds by the cloud's own clock, or whose owner was a
     process of this machine that is gone, takes it over; the cloud sees to it that only one does.
+    Whose it is its content says, and nothing else: an answer may be lost, a request come twice.
     """
+
+    #: Those of this process that are held, or about to be.
+    _held: ClassVar[set[FarLock]] = set()
 
     def __init__(self, run_dir: str, owner: _Owner) -> None:
         self._owner = owner
         self._owner_loop = asyncio.get_running_loop()
         self._uri = f"{run_dir}/lock"
-        self._version = ""
+        self._mine = b""
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -124,62 +127,69 @@ class FarLock:
             WorkdirLockedError: If another run has it; the message names that run.
             WorkdirError: If the workdir cannot be used.
         """
-        mine = self._words()
-        if not _clouds.create(self._uri, mine):
-            found = _clouds.look(self._uri)
-            if found is not None and found.data != mine:
-                if not self._is_abandoned(found):
-                    workdir = os.path.dirname(os.path.dirname(self._uri))
-                    raise WorkdirLockedError(f"Another run is at work in {workdir}: {_who(found)}")
-                if not _clouds.replace(self._uri, mine, found.version):
-                    raise WorkdirLockedError(f"Another run has just taken {self._uri}")
-            elif found is None and not _clouds.create(self._uri, mine):
-                raise WorkdirLockedError(f"Another run has just taken {self._uri}")
-        self._remember()
+        for lock in list(self._held):
+            if lock._uri == self._uri and lock._owner_loop.is_closed():
+                lock.release()  # its run can never end by itself
+        me = Owner.of_this_process(has_flock=False)
+        self._mine = json.dumps({**me._asdict(), "id": os.urandom(8).hex()}).encode()
+        self._held.add(self)
+        try:
+            self._take()
+        except BaseException:
+            self._held.discard(self)
+            raise
         self._stop.clear()
         self._thread = threading.Thread(target=self._keep, name="xqute-lock", daemon=True)
         self._thread.start()
 
+    def _take(self) -> None:
+        if _clouds.create(self._uri, self._mine):
+            return
+        found = _clouds.look(self._uri)
+        if found is None:
+            is_taken = _clouds.create(self._uri, self._mine)
+        elif found.data == self._mine:
+            return
+        elif self._is_abandoned(found):
+            is_taken = _clouds.replace(self._uri, self._mine, found.version)
+        else:
+            workdir = os.path.dirname(os.path.dirname(self._uri))
+            who = _parse(found) or "a process that has not said who it is"
+            raise WorkdirLockedError(f"Another run is at work in {workdir}: {who}")
+        if not is_taken and not self._is_mine():
+            raise WorkdirLockedError(f"Another run has just taken {self._uri}")
+
     def release(self) -> None:
-        """Give the lock back, if it is held. Blocks for a request."""
+        """Give the lock back, if it is held. Blocks for some requests."""
         if self._thread is None:
             return
         self._stop.set()
         self._thread.join()
         self._thread = None
         try:
-            found = _clouds.look(self._uri)
-            if found is not None and found.version == self._version:
+            if self._is_mine():
                 _clouds.delete([self._uri])
         except OSError as exc:
             logger.warning("The lock %s stays until its lease is over: %s", self._uri, exc)
+        self._held.discard(self)
 
     def _tell(self) -> None:
         with suppress(RuntimeError):  # its event loop is closed
             self._owner_loop.call_soon_threadsafe(self._owner.on_workdir_lost)
 
-    def _words(self) -> bytes:
-        ticks = _protocol.process_start_ticks(os.getpid())
-        return json.dumps(
-            {
-                "host": socket.gethostname(),
-                "boot": _protocol.boot_id(),
-                "pid": os.getpid(),
-                "ticks": ticks,
-                "id": os.urandom(8).hex(),
-                "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-            }
-        ).encode()
-
-    def _remember(self) -> None:
-        found = _clouds.look(self._uri)
-        self._version = "" if found is None else found.version
+    def _is_mine(self) -> bool:
+        return _clouds.get(self._uri) == self._mine
 
     def _is_abandoned(self, found: _clouds.Found) -> bool:
+        if any(lock._mine == found.data for lock in list(self._held)):
+            return False
         owner = _parse(found)
-        here = (socket.gethostname(), _protocol.boot_id())
-        if (owner.get("host"), owner.get("boot")) == here and isinstance(owner.get("pid"), int):
-            return _protocol.process_start_ticks(owner["pid"]) != owner.get("ticks")
+        me = Owner.of_this_process(has_flock=False)
+        if owner is not None and owner._replace(since_s=me.since_s) == me:
+            return True  # what a request has left that this process got no answer to
+        alive = None if owner is None else owner.is_alive()
+        if alive is not None:
+            return not alive
         # By the clock that wrote the lock: a probe is written now, and its time read.
         probe = f"{self._uri}.probe-{os.urandom(4).hex()}"
         _clouds.put(probe, b"")
@@ -192,30 +202,37 @@ class FarLock:
         while not self._stop.wait(_RENEW_S):
             try:
                 found = _clouds.look(self._uri)
-                if (
-                    found is None
-                    or found.version != self._version
-                    or not _clouds.replace(self._uri, found.data, found.version)
-                ):
-                    logger.error("The lock %s was taken by another run", self._uri)
-                    self._tell()
-                    return
-                self._remember()
+                is_mine = found is not None and found.data == self._mine
+                if found is not None and is_mine:
+                    is_renewed = _clouds.replace(self._uri, self._mine, found.version)
+                    is_mine = is_renewed or self._is_mine()
             except OSError as exc:
                 logger.warning("The lock %s cannot be renewed: %s", self._uri, exc)
+                continue
+            if not is_mine:
+                logger.error("The lock %s was taken by another run", self._uri)
+                self._tell()
+                return
+
+    @classmethod
+    def _forget_all(cls) -> None:
+        """Hold nothing: for a process that was forked off the owner."""
+        for lock in cls._held:
+            lock._thread = None
+        cls._held.clear()
 
 
-def _parse(found: _clouds.Found) -> dict[str, Any]:
+os.register_at_fork(after_in_child=FarLock._forget_all)
+
+
+def _parse(found: _clouds.Found) -> Owner | None:
+    """Give who has written a lock; None: it is not what we write."""
     try:
-        owner = json.loads(found.data)
-    except ValueError:
-        return {}
-    return owner if isinstance(owner, dict) else {}
-
-
-def _who(found: _clouds.Found) -> str:
-    owner = _parse(found)
-    return f"pid {owner.get('pid')} on {owner.get('host')} since {owner.get('since')}"
+        words = json.loads(found.data)
+        del words["id"]
+        return Owner(**words) if isinstance(words["pid"], int) else None
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def open_far(run_dir: str) -> None:
