@@ -63,6 +63,16 @@ async def test_a_creation_of_which_batch_says_nothing_runs_the_command_once(batc
     assert (job.outcome, job.rc) == (JobOutcome.FAILED, 3)
 
 
+@pytest.mark.parametrize("code", ["RESOURCE_EXHAUSTED", "INVALID_ARGUMENT"])
+async def test_a_refusal_does_not_hide_that_the_first_try_was_accepted(batch, make_scheduler, code):
+    batch.ask("fault", rpc="CreateJob", code="UNAVAILABLE", when="after")
+    batch.ask("fault", rpc="CreateJob", code=code)
+    async with make_scheduler() as scheduler:
+        job = scheduler.create_job(0, bash("true"))
+        assert await scheduler.submit_job(job) == scheduler.job_id(job)
+    assert batch.ask("calls")["CreateJob"] == 2
+
+
 async def test_a_vm_that_comes_late_runs_nothing_of_a_later_attempt(batch, make_scheduler):
     batch.ask("vms", n=1)
     async with make_scheduler() as scheduler:

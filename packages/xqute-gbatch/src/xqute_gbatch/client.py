@@ -285,8 +285,10 @@ class BatchClient:
         from google.api_core import exceptions as errors
         from google.api_core.retry_async import AsyncRetry
 
+        tries: list[Exception] = []
         retry = AsyncRetry(
             predicate=_is_worth_repeating,
+            on_error=tries.append,
             initial=0.2,
             maximum=5.0,
             multiplier=2.0,
@@ -303,7 +305,10 @@ class BatchClient:
         except errors.RetryError as exc:
             raise _translate(what, exc.cause or exc) from exc
         except (errors.GoogleAPIError, google.auth.exceptions.GoogleAuthError) as exc:
-            raise _translate(what, exc) from exc
+            error = _translate(what, exc)
+            # What is refused now, an earlier try may have done all the same.
+            error.maybe_submitted |= bool(tries)
+            raise error from exc
 
 
 def _read(job: batch_v1.Job) -> BatchJob:
