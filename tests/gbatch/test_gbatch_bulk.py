@@ -8,9 +8,11 @@ import subprocess
 import pytest
 
 from xqute import JobOutcome, JobStatus, _clouds
+from xqute.errors import SubmitError
 from xqute.scheduler import Phase
 from xqute.testing import bash, until
 from xqute_gbatch import GbatchScheduler
+from xqute_gbatch.asking import for_each
 from xqute_gbatch.client import check_message
 from xqute_gbatch.groups import NativeId, parse_native_id, render_dispatch
 from xqute_gbatch.parse import parse_task_state
@@ -139,6 +141,27 @@ def test_a_group_that_got_no_vm_says_why():
     assert parse_task_state("PENDING", [], "FAILED", ["no image"]).cause == "SETUP"
 
 
+@pytest.mark.asyncio
+async def test_of_many_questions_none_is_left_when_one_went_wrong():
+    asked, given_up = [], []
+
+    async def ask(key):
+        asked.append(key)
+        if key == 3:
+            raise OSError("no")
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            given_up.append(key)
+            raise
+
+    with pytest.raises(OSError, match="no"):
+        await for_each(range(100), ask)
+    await asyncio.sleep(0)
+    assert len(asked) < 100
+    assert given_up == [key for key in asked if key != 3]
+
+
 # --- on a service that runs jobs -----------------------------------------------------------------
 
 
@@ -247,6 +270,57 @@ async def test_who_stops_the_run_ends_the_group(batch, bulk):
     assert {job.outcome for job in jobs} == {JobOutcome.KILLED}
     job_id = jobs[0].jid.partition("/")[0]
     await until(lambda: batch.ask("states")[job_id] == "CANCELLED", "Batch has cancelled it", 30)
+
+
+@needs_service
+@pytest.mark.asyncio
+async def test_a_group_is_ended_though_one_of_its_jobs_was_never_submitted(
+    batch, make_scheduler, monkeypatch
+):
+    batch.ask("vms", n=1)
+    async with make_scheduler(bulk=True) as scheduler:
+        blocks = scheduler.create_job(9, bash("sleep 60"))
+        blocks.jid = await scheduler.submit_job(blocks)
+        await until(lambda: batch.ask("states")[blocks.jid] == "RUNNING", "it has the VM", 30)
+        jobs = [scheduler.create_job(n, bash("sleep 60")) for n in range(3)]
+        [submission] = scheduler.plan_submissions(jobs)
+        render = scheduler.wrap_job_script
+
+        def refuse_one(job):
+            if job is jobs[1]:
+                raise ValueError("no script for this one")
+            return render(job)
+
+        monkeypatch.setattr(scheduler, "wrap_job_script", refuse_one)
+        answers = await scheduler.submit(submission)
+        assert isinstance(answers[jobs[1]], ValueError)
+        for job in (jobs[0], jobs[2]):
+            job.jid = answers[job]
+        await scheduler.kill_jobs([jobs[0], jobs[2]])
+        job_id = jobs[0].jid.partition("/")[0]
+        await until(lambda: batch.ask("states")[job_id] == "CANCELLED", "it is cancelled", 30)
+        await scheduler.kill_jobs([blocks])
+
+
+@needs_service
+@pytest.mark.asyncio
+async def test_tasks_of_a_group_that_was_created_unanswered_are_found(batch, make_scheduler):
+    """Those that have begun are watched: what becomes of them is only heard under their ids."""
+    batch.ask("fault", rpc="CreateJob", code="DEADLINE_EXCEEDED", when="after")
+    batch.ask("fault", rpc="GetJob", code="DEADLINE_EXCEEDED")
+    async with make_scheduler(bulk=True) as scheduler:
+        jobs = [scheduler.create_job(n, bash("true")) for n in range(2)]
+        [submission] = scheduler.plan_submissions(jobs)
+        with pytest.raises(SubmitError) as caught:
+            await scheduler.submit(submission)
+        assert caught.value.maybe_submitted
+        found = await scheduler.find_submitted(map(scheduler.submission_key, jobs))
+        for job in jobs:
+            job.jid = found[scheduler.submission_key(job)]
+        assert [job.jid for job in jobs] == [
+            f"gbatch-{scheduler.run_id}-0-0-g2/{n}" for n in range(2)
+        ]
+        assert set(await scheduler.poll_jobs(jobs)) == set(jobs)
 
 
 @needs_service

@@ -113,11 +113,16 @@ def tasks_left(native: NativeId, tasks: Iterable[BatchTask]) -> list[NativeId]:
 
 
 async def for_each(keys: Iterable[K], work: Callable[[K], Awaitable[V]]) -> dict[K, V]:
-    """Give what `work` gives for each, some at a time; the first error, if there is one."""
+    """Give what `work` gives for each, some at a time. The first error ends all."""
     room = asyncio.Semaphore(_AT_ONCE)
 
     async def do(key: K) -> tuple[K, V]:
         async with room:
             return key, await work(key)
 
-    return dict(await asyncio.gather(*map(do, keys)))
+    tasks = [asyncio.ensure_future(do(key)) for key in keys]
+    try:
+        return dict(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()

@@ -344,6 +344,8 @@ class GbatchScheduler(Scheduler):
             raise SubmitError(f"The script {name} cannot be written: {exc}") from exc
         job_id = build_job_id(self.jobname_prefix, key)
         ids = {job: str(NativeId(job_id, place)) for place, job in enumerate(jobs)}
+        # Nothing is lost with their tasks when the others are to be ended.
+        self._killed.update(ids[job] for job in answers)
         try:
             await self._connect().create(job_id, message.labels[KEY_LABEL], message)
         except SubmitError as exc:
@@ -380,13 +382,18 @@ class GbatchScheduler(Scheduler):
     async def find_submitted(self, keys: Iterable[str]) -> Mapping[str, str]:
         """Find, with one question, the Batch jobs that carry these keys.
 
-        What is given for a group is for `id_in_submission`.
+        What is given for a group is for `id_in_submission`; of a job of one, its native id is.
         """
         wanted = {sanitize_label(key): key for key in keys}
         if not wanted:
             return {}
         jobs = await self._connect().list_jobs(map(run_of_key, wanted.values()), active=False)
-        return {wanted[job.key]: job.job_id for job in jobs if job.key in wanted}
+        found = {wanted[job.key]: job.job_id for job in jobs if job.key in wanted}
+        there = {job.job_id for job in jobs}
+        for key in wanted.values() & self._unanswered.keys():
+            if parse_native_id(self._unanswered[key]).job_id in there:
+                found[key] = self._unanswered[key]
+        return found
 
     def id_in_submission(self, submission_id: int | str, position: int) -> str:
         """Give the native id of a job of what `find_submitted` has found."""
