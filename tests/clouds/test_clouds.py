@@ -7,6 +7,8 @@ import itertools
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import cloud_workdir
@@ -168,6 +170,51 @@ def test_what_is_written_soon_is_there_when_it_is_settled(folder):
     soon.settle(folder)
     assert _clouds.get(f"{folder}/same") == b"19"
     assert len(_clouds.names(folder)) == 21
+
+
+def test_what_is_written_soon_comes_after_all_that_was_to_be_written_before(monkeypatch):
+    """Also after what has begun to wait for its turn, and has it only now."""
+    written: list[bytes] = []
+    begun, gates = {b"1": threading.Event(), b"2": threading.Event()}, {}
+    gates.update({data: threading.Event() for data in begun})
+
+    def put(uri, data):
+        begun[data].set()
+        assert gates[data].wait(20)
+        written.append(data)
+
+    monkeypatch.setattr(soon, "put", put)
+    for data in begun:
+        soon.put_soon("gs://bucket/soon/same", data)
+    while not soon._unwritten["gs://bucket/soon/same"].running():
+        threading.Event().wait(0.001)
+    gates[b"1"].set()
+    assert begun[b"2"].wait(20)
+    with ThreadPoolExecutor(1) as pool:
+        settling = pool.submit(soon.settle, "gs://bucket/soon")
+        assert not wait([settling], 0.2).done
+        gates[b"2"].set()
+        settling.result(20)
+    assert written == [b"1", b"2"]
+
+
+def test_a_deletion_that_is_refused_for_a_moment_among_others_is_repeated():
+    from xqute._clouds.gs import GoogleBucket
+
+    codes = [[204, 503], [404, 204]]
+
+    def post(url, **request):
+        part = "Content-ID: <response-{}>\r\n\r\nHTTP/1.1 {} said\r\n"
+        content = "".join(part.format(*numbered) for numbered in enumerate(codes.pop(0)))
+        return SimpleNamespace(status_code=200, content=content.encode())
+
+    client = SimpleNamespace(
+        _http=SimpleNamespace(post=post), _connection=SimpleNamespace(API_BASE_URL="http://store")
+    )
+    bucket = GoogleBucket("bucket")
+    bucket._local.bucket = SimpleNamespace(client=client, path="/b/bucket", name="bucket")
+    bucket.delete(["one", "other"])
+    assert not codes
 
 
 def test_a_bucket_that_is_not_there_is_an_error_that_names_it(cloud):

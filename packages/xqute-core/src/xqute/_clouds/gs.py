@@ -24,6 +24,8 @@ __all__ = ["GoogleBucket"]
 _TYPE: Final = "application/octet-stream"
 #: What one batch request may hold.
 _BATCH: Final = 100
+#: Refused for a moment.
+_PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
 #: Seconds for one request, and for it and its repetitions.
 _TIMEOUT_S: Final = 20.0
 _RETRY: Final = DEFAULT_RETRY.with_timeout(60.0)
@@ -186,4 +188,7 @@ def _delete_batch(bucket: Any, keys: list[str]) -> list[int]:
     codes = {int(number): int(code) for number, code in found}
     if codes.keys() != set(range(len(keys))):
         raise WorkdirError(f"gs://{bucket.name}: the answer to a batch of deletions is incomplete")
+    for code in codes.values():
+        if code in _PASSING:  # of one of them alone, and so not told by the whole
+            raise google_errors.from_http_status(code, "a deletion")  # type: ignore[no-untyped-call]
     return [codes[number] for number in range(len(keys))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from typing import Final
 
 from . import put
@@ -28,17 +29,21 @@ def put_soon(uri: str, data: bytes) -> None:
         if _writers is None:
             _writers = ThreadPoolExecutor(_N_WRITERS, thread_name_prefix="xqute-put")
         before = _unwritten.get(uri)
-        _unwritten[uri] = _writers.submit(_put_after, before, uri, data)
+        writing = _unwritten[uri] = _writers.submit(_put_after, before, uri, data)
+    # Not under the guard: it may be called at once.
+    writing.add_done_callback(partial(_forget, uri))
 
 
 def _put_after(before: Future[None] | None, uri: str, data: bytes) -> None:
     if before is not None:
         wait([before])
     put(uri, data)
+
+
+def _forget(uri: str, written: Future[None]) -> None:
+    """Nobody has to wait for it any more; what went wrong is kept for `settle`."""
     with _guard:
-        written = _unwritten.get(uri)
-        if written is not None and written.running():
-            # Still this one: a later one of the same name has not begun.
+        if _unwritten.get(uri) is written and written.exception() is None:
             del _unwritten[uri]
 
 
