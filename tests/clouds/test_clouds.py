@@ -23,6 +23,8 @@ from xqute._clouds import soon, staging
 from xqute._engine.far import FarEventSpool, FarLock, open_far
 from xqute.errors import WorkdirError, WorkdirLockedError
 from xqute.job import Job
+from xqute.path import SpecPath
+from xqute.schedulers.local_scheduler import LocalScheduler
 
 _numbers = itertools.count()
 
@@ -476,6 +478,17 @@ def test_a_lock_whose_event_loop_is_gone_is_given_back_to_who_comes_next(folder)
 
 
 # --- what is said at once ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mounted", [None, "/mnt/run"])
+def test_a_slash_at_the_end_of_a_workdir_says_nothing(mounted, tmp_path):
+    """In a bucket `run//0/job.stdout` is another object than `run/0/job.stdout`."""
+    workdir, same = (SpecPath(f"s3://bucket/run{end}", mounted=mounted) for end in ("/", ""))
+    scheduler, other = (LocalScheduler(given, staging=tmp_path) for given in (workdir, same))
+    assert (str(scheduler.workdir), scheduler.staging) == ("s3://bucket/run", other.staging)
+    assert scheduler.workdir == other.workdir
+    assert str(LocalScheduler("s3://bucket/run/").workdir) == "s3://bucket/run"
+    assert Job(0, ["true"], "s3://bucket/run/").local_dir == "s3://bucket/run/0"
 
 
 def test_a_scheme_that_is_no_clouds_is_refused():

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xqute.errors import ConfigError
+from xqute.path import SpecPath
 from xqute.resources import Resources
 from xqute.schedulers import get_scheduler
 from xqute_gbatch import DEFAULT_MOUNTED_ROOT, GbatchScheduler
@@ -66,6 +67,14 @@ def test_jobs_see_the_workdir_mounted():
     elsewhere = make(mounted_workdir="/data")
     assert str(elsewhere.workdir.mounted) == "/data"
     assert spec_of(elsewhere)["volumes"][0]["mountPath"] == "/data"
+
+
+def test_a_slash_at_the_end_of_the_workdir_says_nothing():
+    for workdir in (f"{WORKDIR}/", SpecPath(f"{WORKDIR}/", mounted="/data/")):
+        scheduler = make(workdir)
+        assert str(scheduler.workdir) == WORKDIR
+        remote = spec_of(scheduler)["volumes"][0]["gcs"]["remotePath"]
+        assert remote == WORKDIR.removeprefix("gs://")
 
 
 def test_a_workdir_that_is_assigned_later_is_the_one_that_is_mounted():

@@ -33,7 +33,7 @@ _PASSING: Final = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EST
 def absolute(path: str | os.PathLike[str]) -> str:
     """Give a path as text that means the same wherever this process, or a job, goes; URIs do."""
     text = os.fspath(path) if isinstance(path, Path) else str(path)
-    return text if "://" in text else os.path.abspath(text)
+    return text.rstrip("/") if "://" in text else os.path.abspath(text)
 
 
 def may_pass(exc: BaseException | None) -> bool:

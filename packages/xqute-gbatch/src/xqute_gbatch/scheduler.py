@@ -172,7 +172,9 @@ class GbatchScheduler(Scheduler):
                 f"The workdir of {self.name} must be a folder of a bucket, gs://bucket/folder:"
                 f" {str(workdir)!r}"
             )
-        if not (isinstance(workdir, SpecPath) and workdir.is_mounted()):
+        if isinstance(workdir, SpecPath) and workdir.is_mounted():
+            workdir = workdir / ""  # no slash at its end: in a bucket `run//0` is not `run/0`
+        else:
             workdir = SpecPath(text, mounted=self._mount_path)
         self.staging = None
         self._workdir = workdir
