@@ -193,6 +193,12 @@ def test_resources_are_translated():
     assert instance.install_gpu_drivers
 
 
+@pytest.mark.parametrize("seconds", [90, 90.5, 1_209_600, 1_000_000.25])
+def test_a_walltime_of_any_length_is_one_that_batch_takes(seconds):
+    spec = checked(make(), resources={"walltime_s": seconds}).task_groups[0].task_spec
+    assert spec.max_run_duration.total_seconds() == seconds
+
+
 def test_resources_may_grow_with_the_attempt():
     scheduler = make(resources=lambda attempt, cause: {"memory_mib": 100 << attempt})
     spec = checked(scheduler, trial_count=3).task_groups[0].task_spec

@@ -306,7 +306,8 @@ def _add_resources(message: dict[str, Any], spec: dict[str, Any], resources: Res
     }
     _complete(spec, {"computeResource": compute}, "taskSpec.")
     if resources.walltime_s is not None:
-        spec.setdefault("maxRunDuration", f"{resources.walltime_s:g}s")
+        # Not 1.2e+06: a duration has no exponent.
+        spec.setdefault("maxRunDuration", f"{resources.walltime_s:.15g}s")
     if resources.gpus:
         gpu = {"count": str(resources.gpus)}
         if resources.gpu_type is not None:
