@@ -53,6 +53,33 @@ def test_no_sdk_is_loaded_before_it_is_needed():
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 
+def test_the_sdk_is_not_loaded_on_the_event_loop(tmp_path):
+    code = """
+import asyncio, sys, threading
+from xqute.errors import SchedulerError
+from xqute_gbatch import GbatchScheduler
+
+class Finder:
+    def find_spec(name, path=None, target=None):
+        if name == "google.cloud.batch_v1":
+            print("on the loop" if threading.current_thread() is threading.main_thread() else "")
+
+async def main():
+    sys.meta_path.insert(0, Finder)
+    try:
+        await GbatchScheduler("gs://bucket/run", project="p", location="l").start()
+    except SchedulerError:
+        print("no credentials")
+
+asyncio.run(main())
+"""
+    nothing = {"PATH": "/usr/bin:/bin", "NO_GCE_CHECK": "true", "CLOUDSDK_CONFIG": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=nothing, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split("\n") == ["", "no credentials", ""]
+
+
 @pytest.mark.parametrize("workdir", ["/tmp/run", "s3://bucket/run", "gs://", "gs://bucket", "run"])
 def test_a_workdir_that_is_no_folder_of_a_bucket_is_refused(workdir):
     with pytest.raises(ValueError, match="gs://bucket/folder"):

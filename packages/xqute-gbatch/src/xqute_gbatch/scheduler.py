@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import getpass
+import importlib
 import json
 import os
 import time
@@ -195,6 +196,8 @@ class GbatchScheduler(Scheduler):
         Raises:
             SchedulerError: If it does not: no credentials, no permission, no such project.
         """
+        # It takes a third of a second; others are not to wait for it.
+        await asyncio.to_thread(importlib.import_module, "google.cloud.batch_v1")
         try:
             await self._connect().check()
         except SubmitError as exc:
