@@ -325,6 +325,32 @@ async def test_tasks_of_a_group_that_was_created_unanswered_are_found(batch, mak
 
 @needs_service
 @pytest.mark.asyncio
+async def test_a_group_whose_creation_was_not_waited_for_is_ended(
+    batch, make_scheduler, monkeypatch
+):
+    """A run that is stopped gives up waiting; what has begun by then is killed."""
+    async with make_scheduler(bulk=True) as scheduler:
+        client = scheduler._connect()
+        create = client.create
+
+        async def create_and_say_nothing(*what):
+            await create(*what)
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(client, "create", create_and_say_nothing)
+        jobs = [scheduler.create_job(n, bash("sleep 60")) for n in range(2)]
+        [submission] = scheduler.plan_submissions(jobs)
+        submitting = asyncio.create_task(scheduler.submit(submission))
+        job_id = f"gbatch-{scheduler.run_id}-0-0-g2"
+        await until(lambda: batch.ask("states").get(job_id) == "RUNNING", "it runs", 30)
+        submitting.cancel()
+        await asyncio.wait([submitting])
+        await scheduler.kill_jobs(jobs)
+        await until(lambda: batch.ask("states")[job_id] == "CANCELLED", "it is cancelled", 30)
+
+
+@needs_service
+@pytest.mark.asyncio
 async def test_a_task_cannot_be_killed_alone_and_that_is_told(batch, bulk, caplog):
     async with bulk(forks=4) as xq:
         xq.scheduler.kill_grace_s, xq.scheduler.kill_timeout_s = 0.3, 1.5

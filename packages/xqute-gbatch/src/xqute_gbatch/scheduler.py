@@ -353,8 +353,8 @@ class GbatchScheduler(Scheduler):
         self._killed.update(ids[job] for job in answers)
         try:
             await self._connect().create(job_id, message.labels[KEY_LABEL], message)
-        except SubmitError as exc:
-            if exc.maybe_submitted:
+        except (SubmitError, asyncio.CancelledError) as exc:
+            if not isinstance(exc, SubmitError) or exc.maybe_submitted:
                 self._unanswered.update({self.submission_key(job): ids[job] for job in jobs})
             raise
         return {**ids, **answers}
