@@ -224,6 +224,18 @@ async def test_a_volume_that_is_not_there_is_told_and_not_made(engine, tmp_path)
 # --- what is left --------------------------------------------------------------------------------
 
 
+async def test_a_workdir_may_have_any_name(engine, tmp_path):
+    """The bulk query finds its containers, and theirs alone."""
+    jobs = await run(
+        engine, tmp_path / 'a,b "c" d:e=f', ["pwd"], bash("sleep 1.5; exit 7"), forks=2
+    )
+    assert [told(job) for job in jobs] == [
+        (0, JobOutcome.SUCCEEDED, None),
+        (7, JobOutcome.FAILED, JobCause.EXIT_CODE),
+    ]
+    assert engine.containers() == []
+
+
 async def test_containers_stay_where_that_is_wanted(listing, tmp_path):
     [job] = await run(listing, tmp_path, bash("exit 3"), scheduler={"remove": False})
     await run(listing, tmp_path, ["true"])

@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from typing import Any
@@ -185,9 +185,14 @@ class CommandClient:
 
     def look(self, wanted: Collection[Wanted] = ()) -> list[Container]:
         """Give all containers of the workdir."""
-        filters = [f"--filter=label={name}={value}" for name, value in self._labels.items()]
+        filters = [_build_filter(name, value) for name, value in self._labels.items()]
         ids = self._ask("ps", "--all", "--quiet", "--no-trunc", *filters).split()
-        return self._inspect(*ids) if ids else []
+        said = self._read(*ids) if ids else []
+        return [parse_inspected(one) for one in said if self._is_of_workdir(one)]
+
+    def _is_of_workdir(self, said: Mapping[str, Any]) -> bool:
+        labels: dict[str, str] = said["Config"]["Labels"]
+        return self._labels.items() <= labels.items()
 
     def find(self, wanted: Wanted) -> Container | None:
         """Give one container, with its exit code."""
@@ -195,14 +200,17 @@ class CommandClient:
         return next((container for container in found if container.key == wanted.key), None)
 
     def _inspect(self, *names: str) -> list[Container]:
-        """Give those of the containers that are there.
+        return list(map(parse_inspected, self._read(*names)))
+
+    def _read(self, *names: str) -> list[dict[str, Any]]:
+        """Give what is said of those of the containers that are there.
 
         Raises:
             EngineAwayError: If it is not said of each whether it is there: Podman may give up at
                 one that somebody removes.
         """
         done = self._run("container", "inspect", *names)
-        found = [parse_inspected(said) for said in json.loads(done.stdout.strip() or "[]")]
+        found: list[dict[str, Any]] = json.loads(done.stdout.strip() or "[]")
         words = done.stderr.splitlines()
         missing = [line for line in words if re.search(_NO_CONTAINER, line, re.IGNORECASE)]
         if len(found) + len(missing) < len(names):
@@ -274,3 +282,9 @@ class CommandClient:
             if self._events is not None and self._events.stdin is not None:
                 with suppress(OSError, ValueError):  # it has ended
                     self._events.stdin.close()
+
+
+def _build_filter(name: str, value: str) -> str:
+    """Give what limits a list to a label; some versions of Podman take it apart at commas."""
+    is_whole = not {",", '"'} & set(value)
+    return f"--filter=label={name}={value}" if is_whole else f"--filter=label={name}"
