@@ -41,7 +41,10 @@ from .spec import Spec, build_run_argv
 __all__ = ["CommandClient"]
 
 #: What programs say when their engine does not answer, and when it has no such container or image.
-_AWAY = r"cannot connect to the docker|unable to connect to podman|error during connect"
+_AWAY = (
+    r"cannot connect to the docker|failed to connect to the docker|error during connect"
+    r"|unable to connect to podman"
+)
 _NO_CONTAINER = r"no such (container|object)|no container with"
 _NO_IMAGE = r"no such image|not known|not found|no such object"
 _PULL_TIMEOUT_S = 3600.0
@@ -111,6 +114,10 @@ class CommandClient:
 
     def _run(self, *words: str, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
         done = run_program([*self._program, *words], timeout_s)
+        if done.returncode < 0:
+            raise EngineAwayError(
+                f"{self._binary} {words[0]} was ended by signal {-done.returncode}"
+            )
         if done.returncode != 0 and re.search(_AWAY, done.stderr, re.IGNORECASE):
             raise EngineAwayError(
                 f"{self._binary}: {done.stderr.strip()} (is the engine started? may you use it?)"
@@ -167,10 +174,11 @@ class CommandClient:
             return done.stdout.split()[-1]
         words = done.stderr.strip()
         found = next(iter(self._inspect(spec.key)), None)
-        if found is not None and is_name_clash(words) and found.key == spec.key:
-            self.wake(found)
-            return found.id
-        if found is not None and found.stage is Stage.CREATED:
+        if found is not None and found.key == spec.key:
+            # It is there already, or it runs and something went wrong after that.
+            if is_name_clash(words) or found.stage is not Stage.CREATED:
+                self.wake(found)
+                return found.id
             self.remove(as_wanted(found))
         raise SubmitError(explain_refusal(words, spec, self.traits.name))
 
