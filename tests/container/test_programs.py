@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import queue
+import subprocess
+import sys
 import textwrap
+import threading
 
 import pytest
 
+from xqute_container.apptainer_client import ApptainerClient
 from xqute_container.client import EngineAwayError
 from xqute_container.command_client import CommandClient
+from xqute_container.connect import connect
 from xqute_container.options import Runtime
-from xqute_container.spec import LABEL_KEY, LABEL_METADIR, LABEL_TAG, Spec
+from xqute_container.spec import LABEL_KEY, LABEL_METADIR, LABEL_TAG, LABEL_WORKDIR, Spec
+
+DEADLINE_S = 30.0
 
 
 @pytest.fixture
@@ -77,3 +86,59 @@ def test_what_runs_is_not_told_as_refused_for_what_went_wrong_afterwards(podman,
 def test_a_docker_that_is_away_is_told_so_whatever_its_version(podman, spec, words):
     with pytest.raises(EngineAwayError):
         podman(f"echo '{words}' >&2; exit 1", "created").start(spec)
+
+
+# --- Apptainer -----------------------------------------------------------------------------------
+
+
+def tell_next(news):
+    """Give what is told next, or fail when it takes too long."""
+    told = queue.Queue()
+    threading.Thread(target=lambda: told.put(next(news, None)), daemon=True).start()
+    return told.get(timeout=DEADLINE_S)
+
+
+def test_an_end_is_told_though_somebody_has_looked_before(script, spec, tmp_path):
+    """A question about another container must not take the news with it."""
+    program = script("apptainer", 'if [[ $1 == exec ]]; then echo "FATAL: no" >&2; exit 255; fi')
+    client = ApptainerClient(program, [], str(tmp_path))
+    news = client.listen(0)
+    assert next(news) is None
+    pid = int(client.start(spec))
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert client.look() == []
+    try:
+        ended = tell_next(news)
+    finally:
+        client.close()
+    assert (ended.key, ended.id, ended.exit_code) == (spec.key, str(pid), 255)
+
+
+def test_a_program_may_be_named_from_the_folder_one_is_in(script, spec, tmp_path, monkeypatch):
+    script("apptainer", "[[ $1 != exec ]] || echo here >&2")
+    monkeypatch.chdir(tmp_path)
+    labels = {LABEL_WORKDIR: str(tmp_path)}
+    given = {"socket": None, "bin_args": [], "labels": labels}
+    client = connect(Runtime.APPTAINER, "bin/apptainer", **given)
+    pid = int(client.start(spec))
+    client.close()
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+@pytest.mark.needs("unshare", root=True)
+def test_processes_that_are_hidden_are_nobodys_containers():
+    """As /proc is mounted where many users share a machine: theirs cannot be looked at."""
+    look = """
+import os
+from xqute_container.apptainer_client import _find_session, _find_supervisors
+os.setgroups([])
+os.setgid(4321)
+os.setuid(4321)
+print(_find_supervisors(None), _find_session(1))
+"""
+    code = 'mount -t proc -o hidepid=1 proc /proc && "$@"; exit'
+    argv = ["unshare", "--mount", "--pid", "--fork", "bash", "-c", code, "-"]
+    argv += [sys.executable, "-c", look]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+    assert (done.stdout, done.returncode) == ("[] []\n", 0), done.stderr

@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import threading
+from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -44,6 +45,8 @@ _INJECTING_PREFIXES: Final = ("APPTAINER_ENV", "SINGULARITY_ENV")
 #: What images that are to be fetched or converted begin with.
 _URI: Final = ("://", "docker-archive:", "oci-archive:", "docker-daemon:")
 _BUILD_TIMEOUT_S: Final = 3600.0
+#: Of a process that has ended meanwhile, and of somebody else's where /proc hides them (hidepid).
+_NOT_SEEN: Final = (FileNotFoundError, ProcessLookupError, PermissionError)
 
 
 class _Supervisor(NamedTuple):
@@ -75,6 +78,8 @@ class ApptainerClient:
         self._watched: dict[int, tuple[int, str]] = {}
         #: Exit codes of those that were killed before they could leave one, by key.
         self._codes: dict[str, int] = {}
+        #: Those that have ended, whoever has seen it first, until `listen` tells of them.
+        self._ended: deque[Ended] = deque()
         self._epoll = select.epoll()
         self._is_closed = threading.Event()
         self._waker = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -156,6 +161,8 @@ class ApptainerClient:
     def look(self, wanted: Collection[Wanted] = ()) -> list[Container]:
         """Give those that run, and of the wanted ones those that have left an exit code."""
         self._reap()
+        if self._ended:
+            os.eventfd_write(self._waker, 1)
         found = {
             each.key: Container(str(each.pid), each.key, Stage.RUNNING, each.metadir, each.tag)
             for each in _find_supervisors(None)
@@ -227,9 +234,8 @@ class ApptainerClient:
             self._watched[pidfd] = pid, key
             self._epoll.register(pidfd, select.EPOLLIN)
 
-    def _reap(self) -> list[Ended]:
-        """Give those that have ended since, and be done with them."""
-        ended = []
+    def _reap(self) -> None:
+        """Note those that have ended since, and be done with them."""
         with self._lock:
             for pidfd, _ in self._epoll.poll(0):
                 if pidfd == self._waker:
@@ -240,15 +246,18 @@ class ApptainerClient:
                 code = _reap(pid)
                 if code is not None and code > SIGNAL_BASE:
                     self._codes[key] = code
-                ended.append(Ended(key, str(pid), code))
-        return ended
+                self._ended.append(Ended(key, str(pid), code))
 
     def listen(self, since_s: float) -> Iterator[Ended | None]:
         """Tell of each end."""
         yield None
         while not self._is_closed.is_set():
             select.select([self._epoll], [], [])
-            yield from self._reap()
+            with suppress(BlockingIOError):
+                os.eventfd_read(self._waker)
+            self._reap()
+            while self._ended:
+                yield self._ended.popleft()
 
     def close(self) -> None:
         """End `listen`; processes run on."""
@@ -279,8 +288,8 @@ def _find_supervisors(keys: Collection[str] | None) -> list[_Supervisor]:
                 continue
             # Its child looks the same until it is the program.
             is_leader = os.getsid(int(pid)) == int(pid)
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it has ended meanwhile
+        except _NOT_SEEN:
+            continue
         if is_leader:
             key, workdir, metadir, tag, *_ = map(os.fsdecode, rest.split(b"\0"))
             if keys is None or key in keys:
@@ -295,7 +304,7 @@ def _find_session(leader: int) -> list[int]:
         try:
             with open(f"/proc/{pid}/stat", "rb") as file:
                 fields = file.read().rpartition(b") ")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
+        except _NOT_SEEN:
             continue
         if int(fields[3]) == leader != int(pid):
             found.append(int(pid))

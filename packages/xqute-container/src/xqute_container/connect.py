@@ -35,6 +35,8 @@ def connect(
     Raises:
         SchedulerError: If nobody answers.
     """
+    if os.sep in binary:
+        binary = os.path.abspath(binary)  # it is run from elsewhere, too
     if runtime is Runtime.APPTAINER:
         from .apptainer_client import ApptainerClient
 
