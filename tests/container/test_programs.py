@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import os
 import queue
+import select
+import signal
 import subprocess
 import sys
 import textwrap
 import threading
+import time
+from contextlib import suppress
 
 import pytest
 
-from xqute_container.apptainer_client import ApptainerClient
-from xqute_container.client import EngineAwayError
+from xqute_container.apptainer_client import ApptainerClient, _find_session
+from xqute_container.client import EngineAwayError, Wanted
 from xqute_container.command_client import CommandClient
 from xqute_container.connect import connect
 from xqute_container.options import Runtime
+from xqute_container.parse import Stage
 from xqute_container.spec import LABEL_KEY, LABEL_METADIR, LABEL_TAG, LABEL_WORKDIR, Spec
 
 DEADLINE_S = 30.0
@@ -112,6 +117,33 @@ def test_an_end_is_told_though_somebody_has_looked_before(script, spec, tmp_path
     finally:
         client.close()
     assert (ended.key, ended.id, ended.exit_code) == (spec.key, str(pid), 255)
+
+
+def test_a_process_that_is_killed_alone_takes_the_container_with_it(script, spec, tmp_path):
+    """Its id is the job's, so that is what a user kills: nothing may run on, and be run again."""
+    program = script("apptainer", "[[ $1 != exec ]] || exec sleep 600")
+    client = ApptainerClient(program, [], str(tmp_path))
+    pid = int(client.start(spec))
+    deadline_s = time.monotonic() + DEADLINE_S
+    while not (left := [sleep for sleep in _find_session(pid) if is_sleep(sleep)]):
+        assert time.monotonic() < deadline_s
+    ends = os.pidfd_open(left[0])
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    found = client.find(Wanted(spec.key, str(tmp_path), "1-0"))
+    client.close()
+    try:
+        assert (found.stage, found.exit_code) == (Stage.ENDED, 137)
+        assert select.select([ends], [], [], DEADLINE_S) == ([ends], [], [])
+    finally:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(ends, signal.SIGKILL)
+        os.close(ends)
+
+
+def is_sleep(pid):
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+        return file.read().startswith(b"sleep")
 
 
 def test_a_program_may_be_named_from_the_folder_one_is_in(script, spec, tmp_path, monkeypatch):

@@ -195,13 +195,11 @@ class ApptainerClient:
         That one tells the exit code, and ends with what it has started.
         """
         for each in _find_supervisors([wanted.key]):
-            if not force:
+            if force:
+                _kill_session(each.pid)
+            else:
                 with suppress(ProcessLookupError):
                     os.killpg(each.pid, signal.SIGTERM)
-                continue
-            for pid in _find_session(each.pid):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
 
     def remove(self, *wanted: Wanted) -> None:
         """Remove the files that containers have left beside their jobs'."""
@@ -266,13 +264,21 @@ class ApptainerClient:
 
 
 def _reap(pid: int) -> int | None:
-    """Give the exit code of a child that has ended, 128+n for signal n; None: it is not ours."""
+    """Give the exit code of a child that has ended, 128+n for signal n; None: it is not ours.
+
+    If somebody has killed it alone, what it stands for ends with it.
+    """
     try:
-        ended, status = os.waitpid(pid, os.WNOHANG)
+        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if ended is None:
+            return None
+        was_killed = ended.si_code != os.CLD_EXITED
+        if was_killed:
+            _kill_session(pid)  # its id is nobody else's until it is reaped
+        os.waitpid(pid, 0)
     except ChildProcessError:
         return None
-    code = os.waitstatus_to_exitcode(status) if ended else None
-    return SIGNAL_BASE - code if code is not None and code < 0 else code
+    return SIGNAL_BASE + ended.si_status if was_killed else ended.si_status
 
 
 def _find_supervisors(keys: Collection[str] | None) -> list[_Supervisor]:
@@ -295,6 +301,12 @@ def _find_supervisors(keys: Collection[str] | None) -> list[_Supervisor]:
             if keys is None or key in keys:
                 found.append(_Supervisor(int(pid), key, workdir, metadir, tag))
     return found
+
+
+def _kill_session(leader: int) -> None:
+    for pid in _find_session(leader):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _find_session(leader: int) -> list[int]:
