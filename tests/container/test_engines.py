@@ -119,6 +119,11 @@ async def test_an_image_that_cannot_be_pulled_is_told(listing, tmp_path):
         await run(listing, tmp_path, ["true"], scheduler={"image": image})
 
 
+async def test_a_name_that_no_image_can_have_is_told(listing, tmp_path):
+    with pytest.raises(SchedulerError, match=r"Lab/Tool:1.*must be lowercase"):
+        await run(listing, tmp_path, ["true"], scheduler={"image": "Lab/Tool:1"})
+
+
 async def test_an_archive_of_an_image_is_loaded(listing, tmp_path):
     archive = tmp_path / "saved image.tar"
     listing("save", "--output", archive, "localhost/bash:1")

@@ -141,7 +141,8 @@ class CommandClient:
             if done.returncode == 0:
                 return image
             if not re.search(_NO_IMAGE, done.stderr, re.IGNORECASE):
-                raise SchedulerError(f"{self._binary} does not work: {done.stderr.strip()}")
+                words = done.stderr.strip()
+                raise SchedulerError(f"{self._binary} cannot look for the image {image}: {words}")
             if pull is Pull.NEVER:
                 raise SchedulerError(
                     f"{self.traits.name} has no image {image}, and is not to pull it "

@@ -126,6 +126,11 @@ class SocketClient:
                         f"{self.traits.name} has no image {image}, and is not to pull it "
                         "(pull='never'): pull or load it first"
                     ) from exc
+            except APIError as exc:
+                words = str(exc.explanation or exc)
+                raise SchedulerError(
+                    f"{self.traits.name} cannot look for the image {image}: {words}"
+                ) from exc
             else:
                 return image
         self._pull(image)
