@@ -17,6 +17,7 @@ import xqute
 from xqute import JobCause, JobOutcome, SchedulerError, Xqute
 from xqute.testing import until
 from xqute_container import ContainerScheduler
+from xqute_container.apptainer_client import _kill_session
 
 pytestmark = [pytest.mark.needs("dockerd", "podman", "busybox", "apptainer", root=True)]
 
@@ -325,6 +326,56 @@ async def test_what_a_killed_driver_left_is_taken_over_and_removed(engine, tmp_p
         await until(is_dead, "it is killed", DEADLINE_S)
     assert engine.containers() == []
     assert jobs[0].rc == 143
+
+
+DYING = """
+    import asyncio, json, os, sys
+    from pathlib import Path
+    from xqute import Xqute, _faults
+
+    workdir, opts = Path(sys.argv[1]), json.loads(sys.argv[2])
+
+    def die(edge):
+        while edge == "after-sending":
+            if (workdir / "0" / "job.stdout").exists():
+                os._exit(9)
+
+    async def main():
+        async with Xqute("container", workdir=workdir, scheduler_opts=opts) as xq:
+            await xq.feed(["sleep", "600"])
+
+    _faults.on_reach = die
+    asyncio.run(main())
+"""
+
+
+async def die_before_the_id_is_known(engine, workdir):
+    """Run a driver that starts a job, and dies when the job has begun."""
+    argv = [sys.executable, "-c", textwrap.dedent(DYING), workdir, json.dumps(engine.options)]
+    driver = await asyncio.create_subprocess_exec(*argv)
+    assert await asyncio.wait_for(driver.wait(), DEADLINE_S) == 9
+
+
+async def test_an_end_that_only_its_container_tells_is_found_without_its_id(engine, tmp_path):
+    """The driver died before it knew the id, and the job while there was no driver."""
+    await die_before_the_id_is_known(engine, tmp_path)
+    if engine.name == "apptainer":
+        [pid] = engine.containers()
+        _kill_session(int(pid))
+        await until(lambda: engine.containers() == [], "it has ended", DEADLINE_S)
+    else:
+        engine("kill", "--signal=KILL", *engine("ps", "--quiet").split())
+    [job] = await run(engine, tmp_path, ["sleep", "600"])
+    assert (told(job), job.adopted) == ((137, JobOutcome.FAILED, JobCause.SIGNAL), True)
+    assert engine.containers() == []
+
+
+async def test_a_job_whose_container_was_removed_before_its_id_was_known_is_lost(listing, tmp_path):
+    await die_before_the_id_is_known(listing, tmp_path)
+    listing("kill", "--signal=KILL", *listing("ps", "--quiet").split())
+    listing.remove_all()
+    [job] = await run(listing, tmp_path, ["sleep", "600"])
+    assert told(job) == (-3, JobOutcome.LOST, JobCause.DISAPPEARED)
 
 
 async def test_a_container_that_was_made_and_not_started_is_started(listing, tmp_path):

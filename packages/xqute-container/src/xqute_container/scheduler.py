@@ -420,11 +420,17 @@ class ContainerScheduler(Scheduler):
     async def reattach(self, jobs: Sequence[Job]) -> None:
         """Follow jobs that an earlier driver has started; one that it only made is started.
 
+        One whose id nobody knows has its key for it, which is the name of its container: so it is
+        asked about like the others, also when it has ended or its container is gone.
+
         Raises:
             SchedulerError: If the engine did not answer.
         """
         watching = await self._ready()
         watching.add(jobs)
+        for job in jobs:
+            if job.jid is None:
+                job.jid = self.submission_key(job)
         await self.find_submitted(map(self.submission_key, jobs))
 
     def explain(self, job: Job, words: str) -> str:
