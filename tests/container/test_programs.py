@@ -16,6 +16,7 @@ from contextlib import suppress
 
 import pytest
 
+from xqute import SchedulerError
 from xqute_container.apptainer_client import ApptainerClient, _find_session
 from xqute_container.client import EngineAwayError, Wanted
 from xqute_container.command_client import CommandClient
@@ -91,6 +92,16 @@ def test_what_runs_is_not_told_as_refused_for_what_went_wrong_afterwards(podman,
 def test_a_docker_that_is_away_is_told_so_whatever_its_version(podman, spec, words):
     with pytest.raises(EngineAwayError):
         podman(f"echo '{words}' >&2; exit 1", "created").start(spec)
+
+
+def test_news_that_break_off_are_asked_for_again(script):
+    """What listens takes such an error for an engine that is away for a moment."""
+    program = script("podman", """[[ $1 != events ]] || printf '{"Status": "di'""")
+    client = CommandClient([program], Runtime.PODMAN, {}, [])
+    news = client.listen(0)
+    assert next(news) is None
+    with pytest.raises(SchedulerError, match="podman events"):
+        next(news)
 
 
 # --- Apptainer -----------------------------------------------------------------------------------

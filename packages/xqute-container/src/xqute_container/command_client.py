@@ -280,7 +280,10 @@ class CommandClient:
         yield None
         with events:
             for line in events.stdout or ():
-                ended = parse_ended(json.loads(line))
+                try:
+                    ended = parse_ended(json.loads(line))
+                except ValueError as exc:  # it was killed within a line
+                    raise SchedulerError(f"{self._binary} events: {line!r}") from exc
                 if ended is not None:
                     yield ended
 
