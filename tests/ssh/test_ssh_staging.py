@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import random
+import stat
 import subprocess
 
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from xqute import JobCause, JobOutcome, SchedulerError, SpecPath, Xqute
 from xqute.errors import InvalidJobError
 from xqute.testing import bash, until
+from xqute_ssh import files
 from xqute_ssh.staging import plan_transfers
 
 BYTES = bytes(range(256)) * 20 + b"\0\0\n\\n\\\n%s%% -v 'x'\n"
@@ -58,6 +62,68 @@ async def test_much_comes_back_whole(unshared, tmp_path, monkeypatch):
     assert job.outcome == JobOutcome.SUCCEEDED
     for path in (job.stdout_file, job.stderr_file, tmp_path / "out"):
         assert path.read_bytes() == data
+
+
+@pytest.fixture
+def in_many_turns(monkeypatch):
+    """Files go in pieces, so that several are on their way at once; give each turn's modes."""
+    monkeypatch.setattr(files, "_TURN_BYTES", 1 << 14)
+    monkeypatch.setattr(files, "_PIECE_BYTES", 1 << 14)
+    put, modes = files._put_some, set()
+
+    def look(sftp, local, *paths):
+        at = put(sftp, local, *paths)
+        there = os.path.dirname(paths[-2])
+        for entry in os.scandir(there):
+            if entry.name.endswith("-part"):
+                modes.add(stat.S_IMODE(os.stat(entry).st_mode))
+        return at
+
+    monkeypatch.setattr(files, "_put_some", look)
+    return modes
+
+
+@pytest.mark.concurrency
+async def test_one_input_of_many_jobs_is_whole_for_each(unshared, tmp_path, in_many_turns):
+    data = tmp_path / "in"
+    data.write_bytes(random.Random(1).randbytes(300_000))
+    data.chmod(0o640)
+    there = SpecPath(data, mounted=tmp_path / "box" / "in")
+    async with asyncio.timeout(120), unshared(forks=16) as xq:
+        jobs = [
+            await xq.feed(["cmp", str(there.mounted), str(data)], inputs=[there]) for _ in range(16)
+        ]
+    assert [job.rc for job in jobs] == [0] * 16
+    assert [path.name for path in (tmp_path / "box").iterdir()] == ["in"]
+    assert stat.S_IMODE((tmp_path / "box" / "in").stat().st_mode) == 0o640
+    assert in_many_turns <= {0o600}
+
+
+@pytest.mark.concurrency
+async def test_one_output_folder_of_many_jobs_is_whole(unshared, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_TURN_BYTES", 1 << 14)
+    monkeypatch.setattr(files, "_PIECE_BYTES", 1 << 14)
+    folder = SpecPath(tmp_path / "out", mounted=tmp_path / "box")
+    (tmp_path / "box").mkdir()
+    (tmp_path / "out").mkdir()
+    data = tmp_path / "in"
+    data.write_bytes(random.Random(1).randbytes(60_000))
+    copies = 'cp "$1" "$2/$3"; until [[ $(ls "$2" | wc -l) == 8 ]]; do sleep 0.02; done'
+    async with asyncio.timeout(120), unshared(forks=8) as xq:
+        words = str(data), str(folder.mounted)
+        jobs = [await xq.feed(bash(copies, *words, str(n)), outputs=[folder]) for n in range(8)]
+    assert [job.outcome for job in jobs] == [JobOutcome.SUCCEEDED] * 8
+    found = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert found == {str(index): data.read_bytes() for index in range(8)}
+
+
+async def test_an_output_that_has_no_place_here_fails_a_job(unshared, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").touch()
+    async with asyncio.timeout(60), unshared() as xq:
+        job = await xq.feed(bash("mkdir taken; touch taken/out"), outputs=["taken/out"])
+    assert (job.outcome, job.rc, job.cause) == (JobOutcome.FAILED, 0, JobCause.SETUP)
+    assert f"{tmp_path}/taken" in job.reason
 
 
 async def test_an_output_that_is_missing_fails_a_job_that_says_it_succeeded(unshared, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import stat
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Executor
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import paramiko
 
 from .commands import build_call, build_puts
-from .link import Link, LinkError
+from .link import SFTP_ERRORS, Link, LinkError
 from .parse import Event, unescape
 from .staging import Transfer, write_at
 
@@ -101,27 +102,32 @@ class Files:
             await self._do("mkdir", "-p", "--", folder)
         sftp = await self.in_thread(self._link.sftp)
         for local, remote in pairs:
-            if sftp is None or not await self._put(sftp, local, remote):
-                await self._put_by_agent(local, remote)
+            part = _part_of(remote)
+            try:
+                if sftp is None or not await self._put(sftp, local, part, remote):
+                    await self._put_by_agent(local, part, remote)
+            except FilesError:
+                with suppress(FilesError):
+                    await self._do("rm", "-f", "--", part)
+                raise
 
-    async def _put(self, sftp: paramiko.SFTPClient, local: str, remote: str) -> bool:
+    async def _put(self, sftp: paramiko.SFTPClient, local: str, part: str, remote: str) -> bool:
         """Bring one file over the file channel; False: why that fails, only the agent can say."""
         at: int | None = 0
         while at is not None:
             async with self._sftp_turn:
                 try:
-                    at = await self.in_thread(_put_some, sftp, local, remote, at)
-                except OSError:
+                    at = await self.in_thread(_put_some, sftp, local, part, remote, at)
+                except SFTP_ERRORS:
                     return False
         return True
 
-    async def _put_by_agent(self, local: str, remote: str) -> None:
+    async def _put_by_agent(self, local: str, part: str, remote: str) -> None:
         """Write it piece by piece, under another name until it is whole."""
         try:
             data, mode = await self.in_thread(_read, local)
         except OSError as exc:
             raise FilesError(f"{local}: {exc.strerror}", is_local=True) from exc
-        part = f"{remote}.xqute-part"
         for code in build_puts(part, data):
             await self._ask_about(remote, code)
         await self._do("chmod", f"{mode:o}", "--", part)
@@ -149,6 +155,12 @@ class Files:
             LinkError: If the connection is lost.
         """
         try:
+            await self._fetch(transfer)
+        except OSError as exc:
+            raise FilesError(f"{transfer.local}: {exc.strerror or exc}") from exc
+
+    async def _fetch(self, transfer: Transfer) -> None:
+        try:
             await self._fetch_file(transfer.remote, transfer.local)
         except FilesError as exc:
             if not exc.is_folder:
@@ -164,13 +176,14 @@ class Files:
             await self._fetch_file(f"{transfer.remote}/{inside}", f"{transfer.local}/{inside}")
 
     async def _fetch_file(self, remote: str, local: str) -> None:
-        part = f"{local}.xqute-part"
+        part = _part_of(local)
         await self.in_thread(partial(os.makedirs, os.path.dirname(local), exist_ok=True))
         try:
             await self.follow(remote, part, 0)
             await self.in_thread(os.replace, part, local)
-        except OSError as exc:
-            raise FilesError(f"{local}: {exc.strerror}") from exc
+        finally:
+            with suppress(OSError):  # it is not there any more, or never was
+                os.unlink(part)
 
     async def follow(self, remote: str, local: str, at: int) -> int:
         """Fetch what a file has from byte `at` on; give its size. A local file gets no shorter.
@@ -199,6 +212,11 @@ def _joined(events: list[Event]) -> bytes:
     )
 
 
+def _part_of(path: str) -> str:
+    """Where a file is until it is whole: other jobs may bring or fetch the same one just now."""
+    return f"{path}.{secrets.token_hex(4)}.xqute-part"
+
+
 def _walk(transfer: Transfer) -> list[tuple[str, str]]:
     """The files of a transfer, here and there."""
     if not os.path.isdir(transfer.local):
@@ -223,12 +241,13 @@ def _read(path: str) -> tuple[bytes, int]:
         return file.read(), stat.S_IMODE(os.fstat(file.fileno()).st_mode)
 
 
-def _put_some(sftp: paramiko.SFTPClient, local: str, remote: str, at: int) -> int | None:
+def _put_some(sftp: paramiko.SFTPClient, local: str, part: str, remote: str, at: int) -> int | None:
     """Bring what fits into one turn, from byte `at` on; give where the next one begins, if any."""
-    there = os.fsencode(remote)
-    part = there + b".xqute-part"
+    there, part_there = os.fsencode(remote), os.fsencode(part)
     until = at + _TURN_BYTES
-    with open(local, "rb") as source, sftp.open(part, "r+b" if at else "wb") as file:
+    with open(local, "rb") as source, sftp.open(part_there, "r+b" if at else "wb") as file:
+        if not at:
+            file.chmod(0o600)  # until it is whole, whatever the mode of new files is there
         source.seek(at)
         file.seek(at)
         file.set_pipelined(True)
@@ -238,10 +257,10 @@ def _put_some(sftp: paramiko.SFTPClient, local: str, remote: str, at: int) -> in
         if at >= until:
             return at
         mode = stat.S_IMODE(os.fstat(source.fileno()).st_mode)
-    if sftp.stat(part).st_size != at:
+    if sftp.stat(part_there).st_size != at:
         raise OSError(f"{remote}: not all of it arrived")
-    sftp.chmod(part, mode)
-    sftp.posix_rename(part, there)
+    sftp.chmod(part_there, mode)
+    sftp.posix_rename(part_there, there)
     return None
 
 
@@ -265,7 +284,7 @@ def _get_some(sftp: paramiko.SFTPClient, remote: str, local: str, at: int) -> tu
                 at += len(piece)
     except FileNotFoundError as exc:
         raise FilesError(f"{remote}: {_NO_SUCH_FILE}", missing=True) from exc
-    except (OSError, EOFError, paramiko.SSHException) as exc:
+    except SFTP_ERRORS as exc:
         raise FilesError(f"{remote}: {exc}") from exc
     # One that has become shorter meanwhile has ended.
     return at, size if at == until else at

@@ -17,7 +17,10 @@ from .commands import build_agent, build_bootstrap, build_call, build_frame
 from .options import Server
 from .parse import Event, Events, Greeting, ProtocolError, parse_greeting
 
-__all__ = ["Link", "LinkError", "Setup"]
+__all__ = ["SFTP_ERRORS", "Link", "LinkError", "Setup"]
+
+#: What work over a file channel raises, also where that is lost, or its other end no such thing.
+SFTP_ERRORS = (OSError, EOFError, paramiko.SSHException, paramiko.SFTPError)
 
 _READ_BYTES = 65536
 #: What a login may print before our first word.
@@ -200,13 +203,28 @@ class Link:
                 self._n_sftp_lost += 1
                 self._has_no_sftp = self._n_sftp_lost > _MOST_SFTP_LOST
             if self._sftp is None and not self._has_no_sftp:
-                transport = self._client.get_transport()
                 try:
-                    self._sftp = transport.open_sftp_client() if transport is not None else None
-                except (paramiko.SSHException, EOFError):
-                    # One session is all it allows, or it has no such subsystem.
+                    self._sftp = self._open_sftp()
+                except SFTP_ERRORS:
+                    # One session is all it allows, or it has no such subsystem, or the login says
+                    # something else in its place, or nothing.
                     self._has_no_sftp = True
             return self._sftp
+
+    def _open_sftp(self) -> paramiko.SFTPClient | None:
+        transport = self._client.get_transport()
+        if transport is None:
+            return None
+        channel = transport.open_session()
+        try:
+            channel.settimeout(self.server.connect_timeout)
+            channel.invoke_subsystem("sftp")
+            sftp = paramiko.SFTPClient(channel)
+            channel.settimeout(None)
+        except SFTP_ERRORS:
+            channel.close()
+            raise
+        return sftp
 
 
 def _words_of(exc: Exception) -> str:
