@@ -126,6 +126,60 @@ async def test_an_output_that_has_no_place_here_fails_a_job(unshared, tmp_path, 
     assert f"{tmp_path}/taken" in job.reason
 
 
+_UNUSABLE = {
+    "noise": "echo hello; echo there",
+    "silence": 'case "$SSH_ORIGINAL_COMMAND" in *sftp*) exec cat >/dev/null; esac',
+}
+
+
+@pytest.mark.parametrize("login", _UNUSABLE.values(), ids=_UNUSABLE.keys())
+async def test_a_login_that_is_in_the_way_of_sftp_leaves_it_to_the_agent(
+    own_sshd, tmp_path, monkeypatch, login
+):
+    monkeypatch.chdir(tmp_path)
+    server = own_sshd("login", force_command=f"""sh -c '{login}; eval "$SSH_ORIGINAL_COMMAND"'""")
+    (tmp_path / "in").write_bytes(BYTES * 10)
+    opts = {
+        "servers": {"box": server.options(connect_timeout=3)},
+        "mounted_workdir": f"{tmp_path}/there",
+    }
+    async with (
+        asyncio.timeout(60),
+        Xqute("ssh", workdir=tmp_path / "here", scheduler_opts=opts) as xq,
+    ):
+        job = await xq.feed(bash("cat in; cp in out"), inputs=["in"], outputs=["out"])
+    assert job.outcome == JobOutcome.SUCCEEDED
+    assert job.stdout_file.read_bytes() == (tmp_path / "out").read_bytes() == BYTES * 10
+
+
+@pytest.mark.concurrency
+async def test_a_connection_that_is_lost_while_an_input_is_brought_fails_no_job(
+    own_sshd, tmp_path, monkeypatch
+):
+    server = own_sshd("box")
+    data = tmp_path / "in"
+    data.write_bytes(random.Random(1).randbytes(100_000))
+    monkeypatch.setattr(files, "_TURN_BYTES", 1 << 14)
+    monkeypatch.setattr(files, "_PIECE_BYTES", 1 << 14)
+    put, turns = files._put_some, []
+
+    def cut(*args):
+        turns.append(args)
+        if len(turns) == 2:
+            server.cut()
+        return put(*args)
+
+    monkeypatch.setattr(files, "_put_some", cut)
+    opts = {"servers": {"box": server.options()}, "mounted_workdir": f"{tmp_path}/there"}
+    there = SpecPath(data, mounted=tmp_path / "box" / "in")
+    async with (
+        asyncio.timeout(60),
+        Xqute("ssh", workdir=tmp_path / "here", scheduler_opts=opts) as xq,
+    ):
+        job = await xq.feed(["cmp", str(there.mounted), str(data)], inputs=[there])
+    assert job.outcome == JobOutcome.SUCCEEDED, job.reason
+
+
 async def test_an_output_that_is_missing_fails_a_job_that_says_it_succeeded(unshared, tmp_path):
     async with unshared(forks=2) as xq:
         job = await xq.feed("true", outputs=[tmp_path / "none"])
