@@ -173,6 +173,14 @@ async def test_a_kill_while_the_connection_is_lost_is_done_when_it_is_back(box):
     assert job.rc in (137, 143)
 
 
+async def test_nothing_is_left_of_a_job_that_ends_like_one_whose_claim_is_taken(box):
+    async with box.xqute() as xq:
+        job = await xq.feed(bash('sleep 30 & echo "$!" >left; exit 121'))
+    assert (job.outcome, job.rc) == (JobOutcome.FAILED, 121)
+    left = Path("/proc", (box.folder / "left").read_text().strip())
+    await until(lambda: not left.exists(), "what it has left is ended")
+
+
 @pytest.mark.needs("mount", "unshare", root=True)
 async def test_jobs_of_a_server_that_was_rebooted_are_lost_and_say_so(own_sshd, tmp_path):
     """A reboot: no process is left, and the boot id is another."""

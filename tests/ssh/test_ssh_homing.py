@@ -197,6 +197,21 @@ async def test_an_attempt_that_is_being_sent_is_not_taken_for_one_that_was_lost(
     assert job.stdout_file.read_text() == "done\n"
 
 
+async def test_an_attempt_that_was_revoked_before_is_found_to_be_lost(servers, tmp_path):
+    """The driver died, or the connection, before it was written here."""
+    workdir = SpecPath(tmp_path / "here", mounted=f"{tmp_path}/there")
+    scheduler = SshScheduler(workdir, servers={"box": servers["a"].options()})
+    async with asyncio.timeout(60), scheduler:
+        job = scheduler.create_job(0, ["true"])
+        claim = f"job.start.{scheduler.claim_tag(job)}"
+        (job.metadir / claim).touch()
+        there = tmp_path / "there" / "0"
+        there.mkdir()
+        (there / claim).write_text("revoked driver\n")
+        assert await scheduler.find_submitted([scheduler.submission_key(job)]) == {}
+        assert (job.metadir / claim).read_text() == "revoked driver\n"
+
+
 async def test_an_end_that_is_home_is_home_with_all_that_belongs_to_it(
     servers, tmp_path, monkeypatch
 ):

@@ -97,6 +97,35 @@ def test_what_cannot_be_done_is_said_with_the_reason(tmp_path):
     assert b"No such file" in second.rest
 
 
+def test_what_is_revoked_already_is_revoked(tmp_path):
+    """The word of that may be lost, and it is asked for again."""
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "job.start.run-0").write_text("host boot 1 2 -\n")
+    said = agent(
+        f"xq_revoke 4 {tmp_path}/0 run-0",
+        f"xq_revoke 5 {tmp_path}/0 run-0",
+        f"xq_revoke 6 {tmp_path}/1 run-0",
+    )
+    assert [event.kind for event in parse.Events().feed(said)] == ["done", "done", "failed"]
+    assert (tmp_path / "0" / "job.start.run-0").read_text() == "revoked driver\n"
+
+
+def test_a_start_that_is_sent_again_is_not_refused_and_writes_nothing(tmp_path):
+    """Where its first sending was heard it may run: nobody else is to start it, or to touch it."""
+    (tmp_path / "job.start.run-0").write_text("host boot 1 2 -\n")
+    script = tmp_path / "job.wrapped.ssh"
+    script.write_text("being read")
+    said = agent(
+        f"xq_start 4 {tmp_path} run-0 {script} 'another text'",
+        f"xq_start 5 {tmp_path} run-0 {tmp_path} 'this cannot be written'",
+        f"xq_start 6 {tmp_path} run-0 {tmp_path}/none",
+    )
+    kinds = {(event.number, event.kind) for event in parse.Events().feed(said)}
+    assert {(4, "started"), (5, "started"), (6, "started")} <= kinds
+    assert "failed" not in {kind for _, kind in kinds}
+    assert script.read_text() == "being read"
+
+
 @given(st.lists(st.integers(1, 40), max_size=30))
 def test_events_are_put_together_from_pieces_of_any_size(cuts):
     lines = [b"@13 started 7 8 9\n", b"@6 done 1\n", b"@15 data 3 - \xff\x01\\n x\n"]

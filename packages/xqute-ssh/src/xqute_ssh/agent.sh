@@ -130,10 +130,13 @@ xq_clear() { # DIR TAG
     if [[ -e $1/job.status && ! -e $1/job.start.$2 ]]; then rm -f -- "$1"/job.{status,rc,stdout,stderr}; fi
 }
 
-# Start attempt TAG of a job. With TEXT, its script is written first, and its files are told with its end.
+# Start attempt TAG of a job. With TEXT, its script is written first, and its files are told with its end. Where it was started
+# before, and that was not heard, nothing of that is done, and nothing can be refused: its script is being read.
 xq_start() { # NUMBER DIR TAG SCRIPT [TEXT]
     local number=$1 dir=$2 tag=$3 script=$4
-    if [[ $# -gt 4 ]]; then
+    if [[ -e $dir/job.start.$tag ]]; then
+        :
+    elif [[ $# -gt 4 ]]; then
         [[ -d $dir ]] || mkdir -p -- "$dir" || { xq_refuse "$number" mkdir -p -- "$dir"; return; }
         if [[ $5 ]]; then
             xq_write "$script" "$5" || { xq_refuse "$number" xq_write "$script" "$5"; return; }
@@ -147,7 +150,7 @@ xq_start() { # NUMBER DIR TAG SCRIPT [TEXT]
 xq_write() { printf '%s' "$2" >"$1"; }
 
 xq_run() { # as xq_start
-    local number=$1 dir=$2 tag=$3 script=$4 staged=${5+1} pid rc
+    local number=$1 dir=$2 tag=$3 script=$4 staged=${5+1} pid rc owner=''
     if [[ ! -e $dir/job.start.$tag ]]; then
         {
             trap - PIPE
@@ -162,7 +165,9 @@ xq_run() { # as xq_start
         xq_say "started $number $pid ${xq_stat[19]:--}"
         wait "$pid"
         rc=$?
-        if [[ $rc != 121 ]]; then
+        # The wrapper says 121 if it is not to run; so may a command, but then the claim is its wrapper's.
+        if [[ $rc == 121 ]]; then read -r _ _ owner _ <"$dir/job.start.$tag"; fi
+        if [[ $rc != 121 || $owner == "$pid" ]]; then
             # What it left running. Its number cannot be another's while a member of its group lives.
             [[ -e /proc/$pid ]] || kill -KILL -- "-$pid"
             xq_tell_end "$number" "$dir" "$tag" "$staged" ended "$rc"
@@ -254,14 +259,17 @@ xq_sweep() {
     xq_say "done $number"
 }
 
-# See that attempts that have not started never do: DIR TAG for each.
+# See that attempts that have not started never do: DIR TAG for each. One may be revoked already: that was not heard.
 xq_revoke() {
     local number=$1
     shift
     while [[ $# -gt 0 ]]; do
         if [[ ! -d $1 ]] && ! mkdir -p -- "$1" || ! (set -C; printf 'revoked driver\n' >"$1/job.start.$2"); then
-            xq_say "failed $number $1: it cannot be revoked"
-            return
+            xq_look "$1" "$2" - -
+            if [[ $xq_found != revoked ]]; then
+                xq_say "failed $number $1: it cannot be revoked"
+                return
+            fi
         fi
         shift 2
     done
