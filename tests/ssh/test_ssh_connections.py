@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,6 +21,9 @@ from xqute.scheduler import Phase
 from xqute.testing import bash, until
 from xqute_ssh import SshScheduler
 from xqute_ssh.commands import build_call
+from xqute_ssh.entry import Entry
+from xqute_ssh.killing import Killing
+from xqute_ssh.link import LinkError
 
 #: Says that it runs, waits for a file, says so again, and ends.
 WAITS = 'echo run >>runs.$XQUTE_JOB_INDEX; until [[ -e go ]]; do sleep 0.02; done; exit "$1"'
@@ -171,6 +175,46 @@ async def test_a_kill_while_the_connection_is_lost_is_done_when_it_is_back(box):
         await asyncio.wait_for(killing, 60)
     assert job.outcome == JobOutcome.KILLED
     assert job.rc in (137, 143)
+
+
+async def test_a_kill_that_a_dying_connection_has_taken_is_sent_again(box):
+    """A cable is pulled long before that is noticed."""
+    async with box.xqute() as xq:
+        xq.scheduler.kill_grace_s = 0.1
+        [job] = await box.feed_running(xq, 1)
+        sent, send = [], link_of(xq).send
+        link_of(xq).send = lambda code: (sent.append(code), send(code))
+        os.kill(agent_of(box), signal.SIGSTOP)
+        killing = asyncio.ensure_future(xq.scheduler.kill_job_and_update_status(job))
+        try:
+            await until(lambda: any("xq_kill" in c and "KILL" in c for c in sent), "KILL is sent")
+            box.server.cut()
+            await asyncio.wait_for(killing, 30)
+        finally:
+            box.go()
+    assert (job.outcome, job.rc) == (JobOutcome.KILLED, 137)
+
+
+async def test_what_a_lost_connection_has_not_swept_is_swept_by_the_next():
+    asked, lost = [], asyncio.Event()
+
+    async def ask(build):
+        asked.append(build(0))
+        await lost.wait()
+        if len(asked) < 3:
+            raise LinkError
+
+    killing = Killing(SimpleNamespace(connection=SimpleNamespace(ask=ask)))
+    entries = [Entry(number, None, "tag", "/folder", None) for number in range(3)]
+    for entry in entries:
+        entry.pid = 100 + entry.number
+    sweeps = [asyncio.ensure_future(killing.sweep(entry)) for entry in entries]
+    await until(lambda: asked, "the first is asked for")
+    lost.set()
+    results = await asyncio.gather(*sweeps, return_exceptions=True)
+    assert [type(result) for result in results] == [LinkError, LinkError, type(None)]
+    assert len(asked) == 3
+    assert "'102'" in asked[-1]
 
 
 async def test_nothing_is_left_of_a_job_that_ends_like_one_whose_claim_is_taken(box):

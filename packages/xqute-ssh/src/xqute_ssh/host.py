@@ -156,7 +156,7 @@ class Host:
         if adopted:
             self.connection.send(build_call("adopt", *adopted))
         if any(entry.due_signal for entry in self.entries.values()):
-            self.connection.spawn(self.killing.send())
+            self.connection.spawn(self.killing.send_quietly())
 
     def on_lost(self, why: str) -> None:
         """Say how many jobs wait for the next one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from xqute.defaults import SIGNAL_BASE
 
 from .commands import build_call
 from .entry import Entry
+from .link import LinkError
 
 if TYPE_CHECKING:
     from .host import Host
@@ -31,7 +33,7 @@ class Killing:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._unswept: list[Entry] = []
+        self._unswept: set[Entry] = set()
         self._sweeping = asyncio.Lock()
 
     async def kill(self, signal: str, entries: Sequence[Entry]) -> None:
@@ -44,8 +46,7 @@ class Killing:
         Raises:
             LinkError: If there is no connection, or it is lost.
         """
-        for entry in entries:
-            entry.due_signal = signal
+        _make_due(signal, entries)
         await self.send()
         loop = asyncio.get_running_loop()
         young = [entry for entry in entries if loop.time() - entry.started_s < _YOUNG_S]
@@ -65,16 +66,24 @@ class Killing:
                 due[entry.due_signal].append(entry)
         for signal, entries in due.items():
             words = [word for entry in entries for word in (entry.pid, entry.ticks)]
-            if self._host.link is not None:
-                for entry in entries:
-                    entry.due_signal = ""
-            await self._host.connection.ask(partial(_build, "kill", signal, *words))
+            for entry in entries:
+                entry.due_signal = ""
+            try:
+                await self._host.connection.ask(partial(_build, "kill", signal, *words))
+            except LinkError:
+                # It may have been lost long before that was noticed: the next one sends it.
+                _make_due(signal, entries)
+                raise
+
+    async def send_quietly(self) -> None:
+        """Send what signals are due; if the connection is lost, the next one sends them."""
+        with suppress(LinkError):
+            await self.send()
 
     def _terminate_again(self, entries: Sequence[Entry]) -> None:
-        for entry in entries:
-            entry.due_signal = entry.due_signal or "TERM"
+        _make_due("TERM", entries)
         if self._host.link is not None:
-            self._host.connection.spawn(self.send())
+            self._host.connection.spawn(self.send_quietly())
 
     async def sweep(self, entry: Entry) -> None:
         """End what is left of an attempt's session, together with those that end meanwhile.
@@ -82,13 +91,22 @@ class Killing:
         Raises:
             LinkError: If there is no connection, or it is lost.
         """
-        self._unswept.append(entry)
+        self._unswept.add(entry)
         async with self._sweeping:
-            entries, self._unswept = self._unswept, []
+            entries, self._unswept = self._unswept, set()
             if entries:
-                await self._host.connection.ask(
-                    partial(_build, "sweep", *[entry.pid for entry in entries])
-                )
+                pids = [entry.pid for entry in entries]
+                try:
+                    await self._host.connection.ask(partial(_build, "sweep", *pids))
+                except LinkError:
+                    self._unswept |= entries  # the others wait for their turn here
+                    raise
+
+
+def _make_due(signal: str, entries: Sequence[Entry]) -> None:
+    for entry in entries:
+        if entry.due_signal != "KILL":
+            entry.due_signal = signal
 
 
 def _build(function: str, *words_and_number: object) -> str:
