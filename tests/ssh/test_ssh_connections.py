@@ -10,20 +10,21 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from xqute import JobCause, JobOutcome, JobStatus, Xqute
+from xqute import JobCause, JobOutcome, JobStatus, SpecPath, Xqute
 from xqute.scheduler import Phase
 from xqute.testing import bash, until
 from xqute_ssh import SshScheduler
 from xqute_ssh.commands import build_call
 from xqute_ssh.entry import Entry
 from xqute_ssh.killing import Killing
-from xqute_ssh.link import LinkError
+from xqute_ssh.link import Link, LinkError
 
 #: Says that it runs, waits for a file, says so again, and ends.
 WAITS = 'echo run >>runs.$XQUTE_JOB_INDEX; until [[ -e go ]]; do sleep 0.02; done; exit "$1"'
@@ -124,6 +125,60 @@ async def test_an_agent_that_answers_no_more_is_replaced(box, monkeypatch):
         box.go()
     assert [job.rc for job in jobs] == [0, 1]
     assert {box.runs(job) for job in jobs} == {1}
+
+
+async def test_a_connection_is_replaced_while_all_threads_wait_for_its_files(
+    own_sshd, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("xqute_ssh.connection._PULSE_INTERVAL_S", 0.1)
+    monkeypatch.setattr("xqute_ssh.connection._PULSE_TIMEOUT_S", 3.0)
+    opens, links = Link.sftp, []
+
+    def hangs(link):
+        links.append(link)
+        transport = link._client.get_transport()
+        if link is links[0] and transport is not None:
+            transport.join(60)
+        return opens(link)
+
+    monkeypatch.setattr(Link, "sftp", hangs)
+    box = Box(own_sshd("box"), tmp_path / "box", staged=True)
+    there = SpecPath(__file__, mounted=box.folder / "in")
+    async with asyncio.timeout(60), box.xqute() as xq:
+        jobs = [await xq.feed(["cmp", "in", __file__], inputs=[there]) for _ in range(6)]
+        await until(lambda: len(links) >= 4, "they wait", 30)
+        os.kill(agent_of(box), signal.SIGSTOP)
+    assert [job.rc for job in jobs] == [0] * 6, [job.reason for job in jobs]
+
+
+def test_a_connection_that_comes_when_the_run_is_over_is_closed(servers, tmp_path, monkeypatch):
+    opens, links = Link.open, []
+    entered, over = threading.Event(), threading.Event()
+
+    def is_slow(server, *args):
+        if server.name == "slow":
+            entered.set()
+            over.wait(60)
+        link = opens(server, *args)
+        if server.name == "slow":
+            links.append(link)
+        return link
+
+    monkeypatch.setattr(Link, "open", is_slow)
+
+    async def connect():
+        options = {"quick": servers["a"].options(), "slow": servers["b"].options()}
+        workdir = SpecPath(tmp_path / "here", mounted=tmp_path / "there")
+        async with SshScheduler(workdir, servers=options):
+            await until(entered.is_set, "it connects")
+
+    asyncio.run(connect())
+    over.set()
+
+    async def is_closed():
+        await until(lambda: links and links[0]._client.get_transport() is None, "it is closed", 30)
+
+    asyncio.run(is_closed())
 
 
 async def test_a_proxy_command_that_dies_is_a_connection_that_is_lost(servers, relay, tmp_path):

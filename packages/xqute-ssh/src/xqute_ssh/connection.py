@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import random
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol
@@ -117,11 +117,9 @@ class Connection:
     async def _open(self) -> Link:
         async with self._gate:
             setup = self._build_setup(self.server)
-            opening = self._loop.run_in_executor(
-                self._executor, Link.open, self.server, self._configuration, setup
-            )
+            opening = self._executor.submit(Link.open, self.server, self._configuration, setup)
             try:
-                return await asyncio.shield(opening)
+                return await asyncio.wrap_future(opening)
             except asyncio.CancelledError:
                 opening.add_done_callback(_close_unwanted)
                 raise
@@ -161,7 +159,8 @@ class Connection:
             for future, _ in questions.values():
                 if not future.done():
                     future.set_exception(LinkError("the connection was lost"))
-            await asyncio.shield(self._loop.run_in_executor(self._executor, link.close))
+            # Not in a thread of ours: all of them may be waiting for what this ends.
+            await asyncio.shield(self._loop.run_in_executor(None, link.close))
 
     async def wait(self) -> None:
         """Return when there is a connection."""
@@ -275,6 +274,7 @@ def _as_trouble(server: Server, exc: Exception) -> AccessError:
     return AccessError(f"{server.address}: {type(exc).__name__}: {exc}", lasting=True)
 
 
-def _close_unwanted(opening: asyncio.Future[Link]) -> None:
+def _close_unwanted(opening: Future[Link]) -> None:
+    """Close a connection that nobody waits for any more; in its thread, as the loop may be over."""
     if not opening.cancelled() and opening.exception() is None:
         opening.result().close()
