@@ -164,6 +164,43 @@ async def test_a_question_that_is_overtaken_by_the_end_fetches_nothing_again(ser
     assert fetched == []
 
 
+@pytest.mark.parametrize("then", ["the server goes away", "the question is given up"])
+async def test_a_question_does_not_wait_for_a_server_that_is_away(
+    own_sshd, tmp_path, monkeypatch, then
+):
+    """An end is on its way home, and others are to be asked about."""
+    server = own_sshd("box")
+    workdir = SpecPath(tmp_path / "here", mounted=f"{tmp_path}/there")
+    scheduler = SshScheduler(workdir, servers={"box": server.options()})
+    comes_home, is_home = asyncio.Event(), asyncio.Event()
+
+    async def fetch_all(*_args):
+        comes_home.set()
+        await is_home.wait()
+        return ""
+
+    monkeypatch.setattr("xqute_ssh.host.fetch_all", fetch_all)
+    async with asyncio.timeout(60), scheduler:
+        [host] = scheduler._fleet.hosts
+        job = scheduler.create_job(0, ["true"])
+        job.jid = f"-@{host.server.address}"
+        there = tmp_path / "there" / "0"
+        there.mkdir()
+        (there / f"job.end.{scheduler.claim_tag(job)}").write_text("0 6 \n")
+        question = asyncio.ensure_future(scheduler.poll_jobs([job]))
+        await comes_home.wait()
+        if then == "the server goes away":
+            server.stop()
+            states = await question
+        else:
+            question.cancel()
+            await asyncio.wait([question])
+            states = await scheduler.poll_jobs([job])
+        assert states[job].phase is Phase.RUNNING
+        is_home.set()
+        await until(lambda: not host.entries, "it is home")
+
+
 # --- attempts that are being sent ---------------------------------------------------------------
 
 

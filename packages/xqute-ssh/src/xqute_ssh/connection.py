@@ -64,6 +64,7 @@ class Connection:
         trouble: Why there is none.
         tried: Set once it is known whether it can be reached.
         greeting: The last one of an agent there.
+        lost: Done when the last connection is lost, and why; None: there was none.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class Connection:
         self._build_setup = build_setup
         self._loop = asyncio.get_running_loop()
         self._back = asyncio.Event()
-        self._lost: asyncio.Future[str] | None = None
+        self.lost: asyncio.Future[str] | None = None
         self._numbers = itertools.count(1)
         self._questions: dict[int, tuple[asyncio.Future[list[Event]], list[Event]]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -133,7 +134,7 @@ class Connection:
 
     async def _attend(self, link: Link) -> None:
         """Work over a connection until it is lost; ends by itself only then."""
-        self._lost = self._loop.create_future()
+        self.lost = self._loop.create_future()
         link.attend(
             partial(self._call_soon, self._on_events, link),
             partial(self._call_soon, self._on_lost, link),
@@ -142,13 +143,13 @@ class Connection:
         self.link = link
         self.files = Files(link, self._executor, self.ask)
         self.trouble = None
-        stop_pulse = self.spawn(self._feel_pulse(self._lost))
+        stop_pulse = self.spawn(self._feel_pulse(self.lost))
         try:
             self._listener.on_open()
             self._back.set()
             self.tried.set()
             self._listener.on_change()
-            why = await self._lost
+            why = await self.lost
             self.trouble = AccessError(f"{self.server.address}: {why}", lasting=False)
             self._listener.on_lost(why)
         finally:
@@ -185,8 +186,8 @@ class Connection:
             self._loop.call_soon_threadsafe(callback, *args)
 
     def _on_lost(self, link: Link, why: str) -> None:
-        if link is self.link and self._lost is not None and not self._lost.done():
-            self._lost.set_result(why)
+        if link is self.link and self.lost is not None and not self.lost.done():
+            self.lost.set_result(why)
 
     def _greet(self, greeting: Greeting, clock_ahead_s: float) -> None:
         last, self.greeting = self.greeting, greeting

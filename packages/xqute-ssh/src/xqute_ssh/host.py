@@ -249,6 +249,14 @@ class Host:
         self.places.take_running()
         self.attend(entry)
 
+    async def until_home(self, entry: Entry) -> BackendState:
+        """Give how an attempt has ended; while its server is away that is not told: it runs."""
+        if self.connection.lost is not None:
+            waits = entry.concluded, self.connection.lost
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        concluded = entry.concluded
+        return concluded.result() if concluded.done() else BackendState(Phase.RUNNING)
+
     def miss(self, entry: Entry) -> None:
         """An attempt is over, as its files say, and that was not told: have it told by another."""
         now_s = self._loop.time()

@@ -395,7 +395,7 @@ class SshScheduler(Scheduler):
         entry.outputs = self._plan(entry, entry.job.outputs) if entry.staged else []
         self._entries[entry.job] = entry
         host.adopt(entry)
-        return state if state.phase is Phase.RUNNING else await entry.concluded
+        return state if state.phase is Phase.RUNNING else await host.until_home(entry)
 
     # --- killing -------------------------------------------------------------------------------
 
