@@ -70,6 +70,13 @@ def test_intervals_that_make_no_sense_are_errors(tmp_path, name, value):
         SshScheduler(tmp_path, servers="a", **{name: value})
 
 
+@pytest.mark.parametrize("folder", ["~/run", "run"])
+def test_a_remote_workdir_is_absolute(tmp_path, folder):
+    """What is relative would be so to more than one folder there, and nobody there expands ~."""
+    with pytest.raises(ConfigError, match="mounted_workdir must be absolute"):
+        SshScheduler(tmp_path, servers=["a"], mounted_workdir=folder)
+
+
 def test_servers_may_be_named_in_one_string(tmp_path):
     scheduler = SshScheduler(tmp_path, servers="node1, me@node2", log_interval="0.5")
     assert [server.name for server in scheduler.servers] == ["node1", "me@node2"]

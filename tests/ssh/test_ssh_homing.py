@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +12,7 @@ from xqute import JobOutcome, SpecPath, Xqute, plugin
 from xqute.scheduler import Phase
 from xqute.testing import bash, until
 from xqute_ssh import SshScheduler, staging
+from xqute_ssh.recovery import Attempt, find_attempts
 
 #: More than comes with the word of an end.
 MUCH = 20_000
@@ -232,6 +234,30 @@ async def test_an_attempt_that_is_being_sent_is_not_taken_for_one_that_was_lost(
     assert "xq_revoke" not in asked
     assert (states[-1].phase, states[-1].rc) == (Phase.ENDED, 3)
     assert job.stdout_file.read_text() == "done\n"
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["it comes first", "it comes last"])
+async def test_who_runs_an_attempt_has_it(order):
+    """Servers that are containers have one boot, and not each other's processes."""
+
+    def make(name, *words):
+        async def check(identities):
+            return [words for _ in identities]
+
+        return SimpleNamespace(check=check, is_staged=False, server=SimpleNamespace(address=name))
+
+    hosts = [make("me@a:22", "running", "5", "7"), make("me@b:22", "gone")][::order]
+    attempts = {"xq-r-0-0": Attempt("/here/0", "/here/0", "r-0")}
+    assert await find_attempts(hosts, attempts) == {"xq-r-0-0": "5@me@a:22"}
+
+
+async def test_a_server_that_is_named_no_more_is_warned_of(servers, tmp_path, caplog):
+    scheduler = SshScheduler(tmp_path, servers={"box": servers["a"].options()})
+    async with asyncio.timeout(60), scheduler:
+        job = scheduler.create_job(0, ["true"])
+        job.jid = "5@me@elsewhere:22"
+        await scheduler.reattach([job])
+    assert "1 jobs of an earlier run are on me@elsewhere:22" in caplog.text
 
 
 async def test_an_attempt_that_was_revoked_before_is_found_to_be_lost(servers, tmp_path):

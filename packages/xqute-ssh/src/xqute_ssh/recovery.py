@@ -75,7 +75,7 @@ async def find_attempts(
     leased = {key: attempt for key, attempt in attempts.items() if attempt.is_leased}
     try:
         for host in hosts:
-            found |= await _find(host, attempts)
+            await _find(host, attempts, found)
         lost = [attempt for key, attempt in leased.items() if key not in found]
         for host in hosts:
             if lost and host.is_staged and not await _revoke(host, lost):
@@ -87,15 +87,17 @@ async def find_attempts(
     return found
 
 
-async def _find(host: Host, attempts: Mapping[str, Attempt]) -> dict[str, int | str]:
-    found: dict[str, int | str] = {}
+async def _find(host: Host, attempts: Mapping[str, Attempt], found: dict[str, int | str]) -> None:
+    """Note what a server has. Who sees an attempt run knows better than who sees its files alone.
+
+    Both may be of one boot where servers are containers of one machine.
+    """
     asked = [(attempt.folder, attempt.tag, "-", "-") for attempt in attempts.values()]
     for key, words in zip(attempts, await host.check(asked), strict=True):
         if words[0] == "running":
             found[key] = f"{words[1]}@{host.server.address}"
         elif words[0] in ("ended", "gone") or (words[0] == "rebooted" and host.is_staged):
-            found[key] = f"-@{host.server.address}"
-    return found
+            found.setdefault(key, f"-@{host.server.address}")
 
 
 async def _revoke(host: Host, attempts: Sequence[Attempt]) -> bool:

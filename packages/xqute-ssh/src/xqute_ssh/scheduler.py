@@ -7,7 +7,7 @@ import importlib
 import os
 import secrets
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -76,6 +76,8 @@ class SshScheduler(Scheduler):
                 stacklevel=2,
             )
         super().__init__(*args, **config)
+        if not os.path.isabs(str(self.workdir.mounted)):
+            raise ConfigError(f"mounted_workdir must be absolute: {self.workdir.mounted}")
         self.servers = parse_servers(servers)
         self.ssh_config = None if ssh_config is None else os.path.expanduser(os.fspath(ssh_config))
         self.log_interval = parse_seconds("log_interval", log_interval)
@@ -316,6 +318,15 @@ class SshScheduler(Scheduler):
 
     async def reattach(self, jobs: Sequence[Job]) -> None:
         """Take over jobs that an earlier driver has started, as far as their servers are there."""
+        fleet = await self._get_fleet()
+        jids = [str(job.jid) for job in jobs if job.jid is not None and not fleet.host_of(job.jid)]
+        for address, n_jobs in Counter(jid.partition("@")[2] for jid in jids).items():
+            logger.warning(
+                "ssh: %d jobs of an earlier run are on %s, which is none of these servers: "
+                "they are waited for",
+                n_jobs,
+                address,
+            )
         await self.poll_jobs(jobs)
 
     # --- what is true --------------------------------------------------------------------------
