@@ -13,6 +13,7 @@ import textwrap
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 
@@ -105,6 +106,22 @@ def test_news_that_break_off_are_asked_for_again(script):
 
 
 # --- Apptainer -----------------------------------------------------------------------------------
+
+
+def test_what_was_started_is_found_at_once(script, spec, tmp_path):
+    """To spawn a process returns before its command line is there."""
+    program = script("apptainer", "[[ $1 != exec ]] || exec sleep 600")
+    client = ApptainerClient(program, [], str(tmp_path))
+    for number in range(30):
+        wanted = Wanted(f"xq-1-{number}-0", str(tmp_path), f"{number}-0")
+        labels = {**spec.labels, LABEL_KEY: wanted.key, LABEL_TAG: wanted.tag}
+        pid = int(client.start(replace(spec, key=wanted.key, labels=labels)))
+        found = client.find(wanted)
+        os.killpg(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        assert found is not None
+        assert (found.stage, found.id) == (Stage.RUNNING, str(pid))
+    client.close()
 
 
 def tell_next(news):

@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -152,6 +153,7 @@ class ApptainerClient:
             )
         except OSError as exc:
             raise SubmitError(f"{argv[0]} cannot be started: {exc}", transient=True) from exc
+        _await_name(pid)
         self._watch(pid, spec.key)
         return str(pid)
 
@@ -261,6 +263,19 @@ class ApptainerClient:
         """End `listen`; processes run on."""
         self._is_closed.set()
         os.eventfd_write(self._waker, 1)
+
+
+def _await_name(pid: int) -> None:
+    """Return when a child that was just spawned can be found by its command line, or has ended.
+
+    Spawning it returns in the midst of its exec: for a moment it has none.
+    """
+    with suppress(ChildProcessError):
+        while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                if file.read(1):
+                    return
+            time.sleep(0.0005)
 
 
 def _reap(pid: int) -> int | None:
