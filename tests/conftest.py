@@ -8,6 +8,7 @@ import select
 import shutil
 import signal
 import sys
+import time
 import zlib
 
 import pytest
@@ -71,12 +72,15 @@ def every_wrapper_forked(monkeypatch):
 
     def run_at_last(servers, script):
         servers._was_wanted = True
+        give_up_s = time.monotonic() + 30
         while (server := run(servers, script)) is None:
+            assert time.monotonic() < give_up_s, "no fork server gets ready"
             # The one that was started, or that has another process ready in a moment.
             next_ = [server for server in servers._servers.values() if server.process is None]
             if not next_:
                 break
-            select.select(next_, [], [])
+            # Not for long: one that was killed just after a fork has nobody to tell of that.
+            select.select(next_, [], [], 0.05)
             for server in next_:
                 servers.hear(server)
         return server

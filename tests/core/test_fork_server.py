@@ -288,6 +288,33 @@ async def test_a_fork_server_that_is_killed_while_it_waits_is_replaced(tmp_path,
     assert (job.outcome, job.trial_count) == (JobOutcome.SUCCEEDED, 0)
 
 
+async def test_a_fork_server_that_is_killed_before_it_tells_of_a_fork_is_replaced(
+    tmp_path, one, until, monkeypatch
+):
+    """Its socket does not tell of its end: the process that it has forked holds it, too."""
+    heard = []
+    hear = ForkServer.hear
+
+    def hears_two_numbers(server):
+        if server is not one[0]:
+            return hear(server)
+        said = hear(server)
+        kept = said[: max(0, 2 - len(heard))]
+        heard.extend(said)
+        return kept
+
+    monkeypatch.setattr(ForkServer, "hear", hears_two_numbers)
+    xq = Xqute(workdir=tmp_path / "w")
+    await (await xq.put("true")).wait()
+    await until(lambda: len(heard) == 3)
+    os.kill(one[0].pid, signal.SIGKILL)
+    await until(lambda: _state(one[0].pid) == "Z")
+    job = await xq.put("true")
+    await _ends(xq)
+    assert (job.outcome, job.trial_count, len(one)) == (JobOutcome.SUCCEEDED, 0, 2)
+    assert _state(heard[2]) in (None, "Z")
+
+
 @pytest.mark.concurrency
 async def test_a_process_that_is_killed_while_it_waits_is_replaced(tmp_path, one, until):
     xq = Xqute(workdir=tmp_path / "w")

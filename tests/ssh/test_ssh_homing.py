@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
+from unittest import mock
 
+import paramiko
 import pytest
 
 from xqute import JobOutcome, SpecPath, Xqute, plugin
 from xqute.scheduler import Phase
 from xqute.testing import bash, until
 from xqute_ssh import SshScheduler, staging
+from xqute_ssh.files import Files
+from xqute_ssh.link import Link, LinkError
 from xqute_ssh.recovery import Attempt, find_attempts
 
 #: More than comes with the word of an end.
@@ -121,6 +126,21 @@ async def test_a_connection_that_is_lost_in_mid_homing_loses_nothing(own_sshd, u
             await until(lambda n=n: len(reads.files) >= n, f"{n} have ended", 60)
             server.cut()
     all_is_home(reads, 24)
+
+
+@pytest.mark.parametrize("lost", [EOFError(), paramiko.SSHException("Server connection dropped")])
+async def test_a_file_channel_that_is_lost_says_nothing_about_a_file(tmp_path, lost):
+    """Nor need anybody have noticed: whoever has told the end of such a job lacked its output."""
+    channel = mock.create_autospec(paramiko.SFTPClient, instance=True)
+    channel.get_channel.return_value.closed = False
+    channel.stat.side_effect = lost
+    link = mock.create_autospec(Link, instance=True)
+    link.sftp.return_value = channel
+    with ThreadPoolExecutor() as executor:
+        files = Files(link, executor, mock.AsyncMock())
+        with pytest.raises(LinkError):
+            await files.follow("/there/job.stdout", str(tmp_path / "job.stdout"), 0)
+    channel.close.assert_called_once_with()
 
 
 @pytest.mark.concurrency

@@ -71,20 +71,12 @@ class Files:
         self._sftp_turn = asyncio.Lock()
 
     async def in_thread(self, work: Callable[..., T], *args: Any) -> T:
-        """Have something done that may block; also when cancelled, it is over on return.
-
-        Raises:
-            LinkError: If it failed, and the connection is lost.
-        """
+        """Have something done that may block; also when cancelled, it is over on return."""
         done = asyncio.get_running_loop().run_in_executor(self._executor, work, *args)
         try:
             return await asyncio.shield(done)
         except asyncio.CancelledError:
             await asyncio.wait([done])  # it may be writing here
-            raise
-        except FilesError as exc:
-            if not self._link.is_alive:
-                raise LinkError(str(exc)) from exc
             raise
 
     async def bring(self, transfer: Transfer) -> None:
@@ -265,7 +257,12 @@ def _put_some(sftp: paramiko.SFTPClient, local: str, part: str, remote: str, at:
 
 
 def _get_some(sftp: paramiko.SFTPClient, remote: str, local: str, at: int) -> tuple[int, int]:
-    """Fetch what fits into one turn, from byte `at` on; give where that ends, and the size."""
+    """Fetch what fits into one turn, from byte `at` on; give where that ends, and the size.
+
+    Raises:
+        FilesError: If the server says that it cannot be read.
+        LinkError: If the file channel is lost, whether or not anybody else has noticed yet.
+    """
     try:
         there = os.fsencode(remote)
         attributes = sftp.stat(there)
@@ -285,6 +282,11 @@ def _get_some(sftp: paramiko.SFTPClient, remote: str, local: str, at: int) -> tu
     except FileNotFoundError as exc:
         raise FilesError(f"{remote}: {_NO_SUCH_FILE}", missing=True) from exc
     except SFTP_ERRORS as exc:
+        channel = sftp.get_channel()
+        if isinstance(exc, EOFError | paramiko.SSHException) or channel is None or channel.closed:
+            with suppress(*SFTP_ERRORS):
+                sftp.close()  # so that another one is opened
+            raise LinkError(f"{remote}: the file channel is lost ({exc!r})") from exc
         raise FilesError(f"{remote}: {exc}") from exc
     # One that has become shorter meanwhile has ended.
     return at, size if at == until else at

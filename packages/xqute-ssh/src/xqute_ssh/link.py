@@ -183,12 +183,6 @@ class Link:
                 thread.join()
 
     @property
-    def is_alive(self) -> bool:
-        """Whether the connection is there with all its channels, as far as is known."""
-        transport = self._client.get_transport()
-        return transport is not None and transport.is_active() and not self._has_lost_sftp
-
-    @property
     def _has_lost_sftp(self) -> bool:
         channel = None if self._sftp is None else self._sftp.get_channel()
         return channel is not None and channel.closed

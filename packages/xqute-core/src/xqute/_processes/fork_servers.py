@@ -156,11 +156,22 @@ class ForkServers:
             if server.cwd == cwd and server.run(script):
                 return server
             self.retire(server)
+        self._retire_dead()
         # One job alone would only wait for it.
         if self._was_wanted and len(self._servers) < _MOST:
             self._start()
         self._was_wanted = True
         return None
+
+    def _retire_dead(self) -> None:
+        """Do without servers that were killed before they told of the process that they forked.
+
+        It holds their socket, so that this does not tell that they are gone.
+        """
+        silent = [server for server in self._servers.values() if server.process is None]
+        for server in silent:
+            if look_at(server.pid) is not End.NOT_YET:
+                self.retire(server)
 
     def _start(self) -> None:
         self._bury()  # or each that a job took with it would be a zombie until the run is over
