@@ -104,11 +104,11 @@ class End(NamedTuple):
         if kill and record.rc != 0:
             return cls(_O.KILLED, record.rc, JobCause.REQUESTED, "killed on request")
         # A command that was faster than our signal was not ended by it; nor by what became of its
-        # machine, of which the backend tells.
+        # machine, of which the backend tells. But its outputs may not have come from there (SETUP).
         unhurt = record.rc == 0 and not record.cause
         if record.cause == JobCause.TIMEOUT or (timeout and not unhurt):
             return cls(_O.TIMEOUT, record.rc, JobCause.TIMEOUT, "ended at its timeout")
-        if state is not None and state.cause and not unhurt:
+        if state is not None and state.cause and (not unhurt or state.cause == JobCause.SETUP):
             return cls(_O.FAILED, record.rc, state.cause, state.reason)
         if record.rc == 0 and record.status == _S.FINISHED:
             return cls(_O.SUCCEEDED, 0)
