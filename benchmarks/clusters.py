@@ -1,10 +1,9 @@
-"""What the benchmarks of clusters share: counted calls, times of ends, pairs with a bare array."""
+"""What the benchmarks of clusters share: counted calls, pairs with a bare array."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,9 +11,6 @@ from typing import TYPE_CHECKING
 
 from measuring import probe_files_us
 from reporting import Figure
-
-from xqute import Job, Scheduler
-from xqute.plugin import plugin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -47,20 +43,6 @@ class Calls:
         self._log.write_text("")
         yield counter
         counter.update(self._log.read_text().split())
-
-
-class Ends:
-    """A plugin that notes when jobs are told to have succeeded, in seconds since the epoch."""
-
-    name = "ends"
-
-    def __init__(self) -> None:
-        self.told_s: dict[int, float] = {}
-
-    @plugin.impl
-    async def on_job_succeeded(self, scheduler: Scheduler, job: Job) -> None:
-        """Note the time."""
-        self.told_s[job.index] = time.time()
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from xqute import Xqute, plugin
+from ends import Ends
+
+from xqute import Xqute
 
 SERVICES = Path(__file__).resolve().parents[1] / "tests" / "services" / "container"
 PARALLEL = 2
@@ -32,23 +34,9 @@ def call(*argv: object) -> str:
     return done.stdout
 
 
-class Clock:
-    """A plugin that notes when each success is told."""
-
-    name = "clock"
-
-    def __init__(self) -> None:
-        self.told_s: dict[int, float] = {}
-
-    @plugin.impl
-    async def on_job_succeeded(self, scheduler: Any, job: Any) -> None:
-        """Note the time."""
-        self.told_s[job.index] = time.time()
-
-
-async def run_jobs(n: int, workdir: str, opts: dict[str, Any], clock: Clock) -> list[Any]:
+async def run_jobs(n: int, workdir: str, opts: dict[str, Any], ends: Ends) -> list[Any]:
     """Run `true` n times."""
-    keywords = {"forks": PARALLEL, "plugins": [clock], "scheduler_opts": opts}
+    keywords = {"forks": PARALLEL, "plugins": [ends], "scheduler_opts": opts}
     async with Xqute("container", workdir=workdir, **keywords) as xq:
         for _ in range(n):
             await xq.feed(["true"])
@@ -79,7 +67,7 @@ def compare(name: str, n: int, rounds: int, argv: list[str], opts: dict[str, Any
         for number in range(rounds):
             loops.append(loop(n, argv))
             began_s = time.perf_counter()
-            asyncio.run(run_jobs(n, f"{folder}/{number}", opts, Clock()))
+            asyncio.run(run_jobs(n, f"{folder}/{number}", opts, Ends()))
             ours.append(time.perf_counter() - began_s)
     mine, theirs = statistics.median(ours), statistics.median(loops)
     print(f"{name:14} loop {theirs:6.2f} s  xqute {mine:6.2f} s  ratio {mine / theirs:5.2f}")
@@ -87,14 +75,14 @@ def compare(name: str, n: int, rounds: int, argv: list[str], opts: dict[str, Any
 
 def tell_latency(n: int, engine: list[str], opts: dict[str, Any]) -> None:
     """From the end of a container, as its engine dates it, to the hook."""
-    clock = Clock()
+    ends = Ends()
     with tempfile.TemporaryDirectory() as folder:
-        jobs = asyncio.run(run_jobs(n, f"{folder}/work", {**opts, "remove": False}, clock))
+        jobs = asyncio.run(run_jobs(n, f"{folder}/work", {**opts, "remove": False}, ends))
     late_ms = []
     for job in jobs:
         said = call(*engine, "inspect", "--format", "{{.State.FinishedAt}}", job.jid).strip()
         ended = datetime.fromisoformat(said[:26] + "+00:00").timestamp()
-        late_ms.append(1000 * (clock.told_s[job.index] - ended))
+        late_ms.append(1000 * (ends.told_s[job.index] - ended))
         call(*engine, "rm", job.jid)
     print(
         f"{'':14} end to hook: median {statistics.median(late_ms):.1f} ms, max {max(late_ms):.1f}"

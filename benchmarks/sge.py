@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from clusters import Calls, Ends, compare_pairs, time_pairs
+from clusters import Calls, compare_pairs, time_pairs
+from ends import Ends
 from measuring import folder_of_service, probe_files_us
 from reporting import Figure, Section, Target, render_section
 

@@ -18,7 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clusters import Calls, Ends, compare_pairs, time_pairs
+from clusters import Calls, compare_pairs, time_pairs
+from ends import Ends
 from measuring import folder_of_service, probe_files_us
 from reporting import Figure, Section, Target, render_section
 

@@ -309,7 +309,7 @@ class Job:
         if text is None and self.staging is not None and self._driver is None:
             # It may have been uploaded.
             with suppress(OSError):
-                text = _files.read_text(f"{self._workdir}/{self.index}/job.rc")
+                text = _files.read_text(f"{self.kept_dir}/job.rc")
         text = (text or "").strip()
         return int(text) if re.fullmatch(_RC, text) else RC_UNKNOWN
 
@@ -350,6 +350,11 @@ class Job:
         """The folder of the job as text (on this machine, or the URI of a cloud folder)."""
         if self._rare is not None and self.staging is not None:
             return f"{self.staging}/{self.index}"
+        return self.kept_dir
+
+    @property
+    def kept_dir(self) -> str:
+        """The same, where its files stay: a staging folder may be gone when the job has ended."""
         return f"{self._workdir}/{self.index}"
 
     @property
@@ -420,7 +425,7 @@ class Job:
             OSError: If something could not be; other things may have been.
         """
         if self.staging is not None:
-            upload_folder(self.local_dir, f"{self._workdir}/{self.index}")
+            upload_folder(self.local_dir, self.kept_dir)
 
     def forget_attempt(self) -> None:
         """Forget the native id and the exit code: another attempt follows."""
@@ -497,7 +502,10 @@ def as_workdir(path: str | os.PathLike[str]) -> SpecPath:
     if not isinstance(path, SpecPath):
         return SpecPath(_files.absolute(path))
     text = str(path)
-    if text.startswith("/") or _clouds.is_far(text):
+    if _clouds.is_far(text):
+        # A slash at its end says nothing; in a bucket `run//0` would not be `run/0`.
+        return path / "" if text.endswith("/") else path
+    if text.startswith("/"):
         return path
     return SpecPath(_files.absolute(path), path.mounted if path.is_mounted() else None)
 

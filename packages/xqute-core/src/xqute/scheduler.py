@@ -249,12 +249,10 @@ class Scheduler(ABC):
         self.staging: str | None = None
         if not _clouds.is_far(str(workdir)):
             _check_workdir(str(workdir))
-        else:
-            workdir = workdir / ""  # no slash at its end: in a bucket `run//0` is not `run/0`
-            if not self.upload_interval_s:
-                self.staging = staging_folder(str(workdir), self._staging_root)
-                if not workdir.is_mounted():
-                    workdir = SpecPath(str(workdir), mounted=self.staging)
+        elif not self.upload_interval_s:
+            self.staging = staging_folder(str(workdir), self._staging_root)
+            if not workdir.is_mounted():
+                workdir = SpecPath(str(workdir), mounted=self.staging)
         self._workdir = workdir
         self._mounted_workdir = str(workdir.mounted)
 

@@ -173,10 +173,10 @@ class GbatchScheduler(Scheduler):
                 f"The workdir of {self.name} must be a folder of a bucket, gs://bucket/folder:"
                 f" {str(workdir)!r}"
             )
+        mounted: str | os.PathLike[str] = self._mount_path
         if isinstance(workdir, SpecPath) and workdir.is_mounted():
-            workdir = workdir / ""  # no slash at its end: in a bucket `run//0` is not `run/0`
-        else:
-            workdir = SpecPath(text, mounted=self._mount_path)
+            mounted = workdir.mounted
+        workdir = SpecPath(text, mounted=mounted)
         self.staging = None
         self._workdir = workdir
         self._mounted_workdir = str(workdir.mounted)

@@ -208,7 +208,7 @@ class Driver:
         if self._settings.json:
             output.put(job.index, job_record(job))
             return
-        folder = f"{job.workdir}/{job.index}"  # a staging folder may be gone by the time
+        folder = job.kept_dir
         files = [File(f"{folder}/job.stdout", _STDOUT)]
         if self._settings.output == "both":
             files.append(File(f"{folder}/job.stderr", _STDERR))

@@ -147,7 +147,7 @@ class Account:
             reason = job.reason or f"rc {job.rc}"
             rc = "" if f"{job.rc}" in reason or job.rc < 0 else f" (rc {job.rc})"
             yield Line(f"   {outcome}: {reason}{rc}{tries}", "red")
-            for text in _last_lines(f"{job.workdir}/{job.index}/job.stderr"):
+            for text in _last_lines(f"{job.kept_dir}/job.stderr"):
                 yield Line(f"   | {text}", "dim")
         n_more = self.n_failed - len(self._failed) - len(self._invalid)
         if n_more > 0:
@@ -175,7 +175,7 @@ class Account:
 
 def job_record(job: Job) -> bytes:
     """Give the end of a job for programs: a line of JSON; bytes that are no text are surrogates."""
-    folder = f"{job.workdir}/{job.index}"  # a staging folder may be gone by the time
+    folder = job.kept_dir
     record = {
         "type": "job",
         "index": job.index,
