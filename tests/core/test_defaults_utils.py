@@ -179,6 +179,14 @@ def test_command_type_is_exported():
     assert hasattr(utils, "CommandType")
 
 
+def test_the_handler_of_rich_can_be_imported_from_here():
+    from rich.logging import RichHandler
+
+    assert utils.RichHandler is RichHandler
+    with pytest.raises(AttributeError, match="PoorHandler"):
+        _ = utils.PoorHandler
+
+
 def test_what_is_logged_is_shown_by_rich_on_stderr(start_driver):
     driver = start_driver(
         """

@@ -58,6 +58,7 @@ def test_its_arguments_may_come_by_position(tmp_path):
     assert (scheduler.forks, scheduler.error_strategy, scheduler.num_retries) == (4, "retry", 2)
     assert (scheduler.prescript, scheduler.postscript) == ("pre", "post")
     assert (scheduler.jobname_prefix, scheduler.submission_batch) == ("prefix", 6)
+    assert scheduler.subm_batch == 6
     assert (scheduler.recheck_interval, scheduler.cwd, scheduler.timeout) == (3.5, "/", 9)
     assert scheduler.resources == {"cpus": 2}
 

@@ -81,6 +81,10 @@ async def test_its_name_is_xqute_and_attributes_may_be_added(tmp_path):
     assert xq.proc is not None
 
 
+async def test_there_is_no_context_of_plugins_for_others_to_end(tmp_path):
+    assert not Xqute(workdir=tmp_path).plugin_context
+
+
 async def test_making_one_touches_no_file_and_starts_nothing(tmp_path):
     tasks = asyncio.all_tasks()
     Xqute(workdir=tmp_path / "not-there-yet")

@@ -72,13 +72,46 @@ def test_a_container_runs_bash_unless_told_otherwise():
     assert list(container.commands) == ["-p", "/mnt/disks/xqute_workdir/3/job.wrapped.gbatch"]
 
 
-@pytest.mark.parametrize("commands", ["run", ["-c", "run"], []])
-def test_commands_without_a_place_for_the_script_are_refused(commands):
-    with pytest.raises(ValueError, match="script"):
-        make(image_uri="debian", commands=commands)
+SCRIPT = "/mnt/disks/xqute_workdir/3/job.wrapped.gbatch"
 
 
-def test_commands_that_lose_their_place_later_are_refused_at_submission():
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        ({"commands": ["-x"]}, ["-x", SCRIPT]),
+        ({"commands": "-x"}, ["-x", SCRIPT]),
+        ({"commands": []}, ["-p", SCRIPT]),
+        ({"entrypoint": "/bin/sh", "commands": ["-c"]}, ["-c", f"/bin/bash {SCRIPT}"]),
+        ({"entrypoint": "/opt/bash"}, ["-p", SCRIPT]),
+    ],
+)
+def test_where_commands_have_no_place_for_the_script_it_comes_last(given, sent):
+    scheduler = make(image_uri="debian", **given)
+    container = checked(scheduler).task_groups[0].task_spec.runnables[0].container
+    assert container.entrypoint == given.get("entrypoint", "/bin/bash")
+    assert list(container.commands) == sent
+
+
+def test_a_container_in_the_config_is_completed_likewise():
+    runnable = {"container": {"imageUri": "debian", "commands": ["-x"]}}
+    scheduler = make(taskGroups=[{"taskSpec": {"runnables": [runnable]}}])
+    container = checked(scheduler).task_groups[0].task_spec.runnables[0].container
+    assert container.entrypoint == "/bin/bash"
+    assert list(container.commands) == ["-x", SCRIPT]
+
+
+def test_what_is_said_of_an_entrypoint_stays_in_the_config_as_it_is():
+    scheduler = make(image_uri="debian", entrypoint="/bin/sh", commands=["-c"])
+    runnable = scheduler.config["taskGroups"][0]["taskSpec"]["runnables"][0]
+    assert runnable["container"]["commands"] == ["-c"]
+
+
+def test_commands_without_a_container_are_a_line_for_the_shell():
+    text = checked(make(commands=["bash", "-c"])).task_groups[0].task_spec.runnables[0].script.text
+    assert text == f"bash -c '/bin/bash {SCRIPT}'"
+
+
+def test_a_script_that_loses_its_place_later_is_refused_at_submission():
     scheduler = make()
     scheduler.config["taskGroups"][0]["taskSpec"]["runnables"][0]["script"]["text"] = "run"
     with pytest.raises(ConfigError, match="script"):

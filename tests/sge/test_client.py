@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from xqute import JobCause
+from xqute import JobCause, SubmitError
 from xqute.cluster import Answer
+from xqute_sge import SgeScheduler
 from xqute_sge.client import as_refusal, build_id_ranges
 
 # --- refusals ----------------------------------------------------------------------------------
@@ -74,3 +75,14 @@ def test_an_answer_that_was_lost_may_be_a_submission(words):
 )
 def test_tasks_in_a_row_are_one_argument(jids, ranges):
     assert build_id_ranges(jids) == ranges
+
+
+# --- programs ----------------------------------------------------------------------------------
+
+
+async def test_a_program_that_is_assigned_is_the_one_that_is_run(tmp_path):
+    scheduler = SgeScheduler(tmp_path, qsub="/no/qsub")
+    assert (scheduler.qsub, scheduler.qdel) == ("/no/qsub", "qdel")
+    scheduler.qsub = "/other/qsub"
+    with pytest.raises(SubmitError, match="/other/qsub"):
+        await scheduler.submit_job(scheduler.create_job(0, "true"))

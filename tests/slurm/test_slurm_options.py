@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from xqute import ConfigError, Resources
+from xqute import ConfigError, Resources, SubmitError
 from xqute_slurm import SlurmScheduler
 from xqute_slurm.options import build_head, build_options, map_resources, overriding
 
@@ -164,3 +164,11 @@ def test_what_goes_before_a_script_is_known_by_its_options():
     named = ("TIMELIMIT", "MEM_PER_NODE", "MEM_PER_CPU", "GPUS", "GPUS_PER_NODE", "PARTITION")
     assert {f"SBATCH_{name}" for name in (*named, "QOS", "ACCOUNT")} <= found
     assert not {"SBATCH_RESERVATION", "SBATCH_CONSTRAINT", "SBATCH_EXPORT"} & found
+
+
+async def test_a_program_that_is_assigned_is_the_one_that_is_run(tmp_path):
+    scheduler = SlurmScheduler(tmp_path, sbatch="/no/sbatch")
+    assert (scheduler.sbatch, scheduler.squeue) == ("/no/sbatch", "squeue")
+    scheduler.sbatch = "/other/sbatch"
+    with pytest.raises(SubmitError, match="/other/sbatch"):
+        await scheduler.submit_job(scheduler.create_job(0, "true"))

@@ -265,6 +265,11 @@ class Scheduler(ABC):
         return self.staging or str(self._workdir)
 
     @property
+    def subm_batch(self) -> int:
+        """The same as `submission_batch`: what pipeline engines know it by."""
+        return self.submission_batch
+
+    @property
     def error_strategy(self) -> JobErrorStrategy:
         """What a failed job leads to. May be assigned, also by its name."""
         return self._error_strategy

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from .defaults import LOGGER_NAME
 
@@ -13,6 +13,15 @@ __all__ = ["CommandType", "DuplicateFilter", "logger"]
 
 #: A command: one string, split like a shell splits words, or the words themselves.
 CommandType: TypeAlias = str | Sequence[object]
+
+
+def __getattr__(name: str) -> Any:
+    """Give rich's handler to whoever imports it from here, as programs do."""
+    if name == "RichHandler":
+        from rich.logging import RichHandler
+
+        return RichHandler
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class DuplicateFilter(logging.Filter):

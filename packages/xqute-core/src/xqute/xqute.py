@@ -72,6 +72,9 @@ class Xqute:
     """
 
     name = "Xqute"
+    #: Where programs look for what enables plugins for a run, and end that if it is there. Here a
+    #: run has its plugins without changing those of others.
+    plugin_context: None = None
 
     def __init__(
         self,

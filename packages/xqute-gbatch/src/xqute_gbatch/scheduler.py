@@ -68,8 +68,9 @@ class GbatchScheduler(Scheduler):
         provisioning_model: "STANDARD" or "SPOT".
         image_uri: The container that jobs run in; None: they run on the VM itself.
         entrypoint: The container's; bash by default.
-        commands: How the job's script is run; ``{lang}`` stands for bash and ``{script}``, which
-            must be there, for the script.
+        commands: How the job's script is run; ``{lang}`` stands for bash and ``{script}`` for the
+            script. Without ``{script}`` both come last, as one word, or, where there is no
+            `entrypoint`, so that bash is it, the script alone.
         runnables: What runs beside the job, as Batch spells it; a negative `order`: before it.
         client_options: The SDK's, as a mapping.
         bulk: Whether jobs that ask for the same go together, each as a task of one Batch job. Batch

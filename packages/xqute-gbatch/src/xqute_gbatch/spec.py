@@ -7,6 +7,7 @@ it the first volume is the workdir, and one of the runnables is the job.
 from __future__ import annotations
 
 import copy
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +24,8 @@ __all__ = ["build_job", "build_runnable", "complete_config", "fill_in"]
 #: What a runnable may say beside what it runs.
 _RUNS: Final = ("container", "script", "barrier")
 _CONTAINER_KEYS: Final = ("image_uri", "imageUri", "entrypoint", "commands")
+#: What runs the job, in one word of whatever takes a line for a shell.
+_SHELL_LINE: Final = "{lang} {script}"
 
 
 def complete_config(
@@ -70,26 +73,21 @@ def complete_config(
 def build_runnable(
     image_uri: str | None, entrypoint: str | None, commands: str | Sequence[str] | None
 ) -> dict[str, Any]:
-    """Give the runnable of the job, with places for the shell and the script.
+    """Give the runnable of the job: a script, or what is said of its container.
 
     Raises:
-        ConfigError: If there is none for the script, or there is no container to enter.
+        ConfigError: If there is no container to enter.
     """
-    if isinstance(commands, str):
-        commands = [commands]
-    if commands is not None and not any("{script}" in word for word in commands):
-        raise ConfigError(f"commands must have a place for the script, {{script}}: {commands!r}")
+    words = [commands] if isinstance(commands, str) else list(commands or ())
     if image_uri is None:
         if entrypoint is not None:
             raise ConfigError("entrypoint needs an image_uri: without one there is no container")
-        words = ["{lang}", "-p", "{script}"] if commands is None else commands
+        if not words:
+            words = ["{lang}", "-p", "{script}"]
+        elif not _has_place(words):
+            words = [*map(shlex.quote, words), f"'{_SHELL_LINE}'"]
         return {"script": {"text": " ".join(words)}}
-    container: dict[str, Any] = {
-        "image_uri": image_uri,
-        "entrypoint": entrypoint or JOBCMD_WRAPPER_LANG,
-        "commands": ["-p", "{script}"] if commands is None else list(commands),
-    }
-    return {"container": container}
+    return {"container": {"image_uri": image_uri, "entrypoint": entrypoint, "commands": words}}
 
 
 def build_job(
@@ -141,22 +139,29 @@ def build_job(
 def fill_in(runnable: dict[str, Any], script: str) -> None:
     """Put the shell and the script where ``{lang}`` and ``{script}`` are.
 
+    Where a container's commands have no place for the script, both come last, as one word: what
+    ``sh -c`` wants.
+
     Raises:
-        ConfigError: If there is no ``{script}``.
+        ConfigError: If a script has no ``{script}``.
     """
     if "container" in runnable:
         container = runnable["container"]
         words = container.get("commands") or ()
+        if not _has_place(words):
+            words = [*words, _SHELL_LINE]
         container["commands"] = [_replace(word, script) for word in words]
-        found = any("{script}" in word for word in words)
-    else:
-        text = runnable.get("script", {}).get("text", "")
-        runnable.setdefault("script", {})["text"] = _replace(text, script)
-        found = "{script}" in text
-    if not found:
+        return
+    text = runnable.get("script", {}).get("text", "")
+    if not _has_place([text]):
         raise ConfigError(
-            "The commands of the job have no place for its script: say {script} somewhere in them"
+            "The runnable of the job has no place for its script: say {script} somewhere in it"
         )
+    runnable["script"]["text"] = _replace(text, script)
+
+
+def _has_place(words: Iterable[str]) -> bool:
+    return any("{script}" in word for word in words)
 
 
 def _replace(text: str, script: str) -> str:
@@ -290,12 +295,20 @@ def _add_runnables(
         raise TypeError(f"taskSpec.runnables[0] must be a mapping: {job!r}")
     kind = next(iter(mine))
     if kind in job or not any(key in job for key in _RUNS):
-        _complete(_mapping(job, kind, f"taskSpec.runnables[0].{kind}"), mine[kind])
-    elif "container" in job:
-        _complete(job["container"], {"entrypoint": JOBCMD_WRAPPER_LANG})
-        _complete(job["container"], {"commands": ["-p", "{script}"]})
+        _complete(job, mine, "taskSpec.runnables[0].")
+    if "container" in job:
+        _complete_container(_mapping(job, "container", "taskSpec.runnables[0].container"))
     runnables[:] = [*before, *runnables, *after]
     return len(before)
+
+
+def _complete_container(container: dict[str, Any]) -> None:
+    """Have the container of the job run its script; by bash, but for an entrypoint of a user's."""
+    words = container.setdefault("commands", ["-p", "{script}"])
+    if "entrypoint" not in container:
+        container["entrypoint"] = JOBCMD_WRAPPER_LANG
+        if not _has_place(words):
+            container["commands"] = [*words, "{script}"]
 
 
 def _add_resources(message: dict[str, Any], spec: dict[str, Any], resources: Resources) -> None:

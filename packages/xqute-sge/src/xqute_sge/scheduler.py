@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final
 
 from xqute import Job, JobCause, SchedulerError, SubmitError
-from xqute.cluster import ClusterScheduler, QueueRow
+from xqute.cluster import ClusterScheduler, QueueRow, client_program
 from xqute.scheduler import BackendState, Phase, Submission
 
 from . import options, parse
@@ -47,6 +47,10 @@ class SgeScheduler(ClusterScheduler):
     task_place: ClassVar[str] = "SGE_TASK_ID-1"
     native_id_variable: ClassVar[str] = "XQUTE_NATIVE_ID"
     restarted: ClassVar[str] = "RESTARTED"
+    qsub = client_program("qsub")
+    qstat = client_program("qstat")
+    qdel = client_program("qdel")
+    qacct = client_program("qacct")
 
     def __init__(
         self,

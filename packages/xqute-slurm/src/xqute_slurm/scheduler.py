@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xqute import Job
-from xqute.cluster import ClusterScheduler, QueueRow
+from xqute.cluster import ClusterScheduler, QueueRow, client_program
 from xqute.defaults import JOBCMD_WRAPPER_LANG
 
 from .client import ArrayRefusedError, SlurmClient
@@ -35,6 +35,10 @@ class SlurmScheduler(ClusterScheduler):
     name = "slurm"
     task_place = "SLURM_ARRAY_TASK_ID"
     restarted = "SLURM_RESTART_COUNT"
+    sbatch = client_program("sbatch")
+    squeue = client_program("squeue")
+    scancel = client_program("scancel")
+    sacct = client_program("sacct")
 
     def __init__(
         self,
@@ -46,10 +50,6 @@ class SlurmScheduler(ClusterScheduler):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.sbatch = sbatch
-        self.squeue = squeue
-        self.scancel = scancel
-        self.sacct = sacct
         self.client = SlurmClient(
             sbatch=sbatch,
             squeue=squeue,

@@ -6,7 +6,14 @@ answer; see the methods there that raise NotImplementedError.
 
 from __future__ import annotations
 
-from .programs import Answer, ProgramError, Refusal, as_submit_error, run_program
+from .programs import (
+    Answer,
+    ProgramError,
+    Refusal,
+    as_submit_error,
+    client_program,
+    run_program,
+)
 from .scheduler import ClusterScheduler, QueueRow
 
 __all__ = [
@@ -16,5 +23,6 @@ __all__ = [
     "QueueRow",
     "Refusal",
     "as_submit_error",
+    "client_program",
     "run_program",
 ]

@@ -8,14 +8,34 @@ import re
 import signal
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import SchedulerError, SubmitError
 
-__all__ = ["Answer", "ProgramError", "Refusal", "as_submit_error", "run_program"]
+__all__ = [
+    "Answer",
+    "ProgramError",
+    "Refusal",
+    "as_submit_error",
+    "client_program",
+    "run_program",
+]
 
 #: How long a program that was killed may take to be gone.
 _REAP_S = 2.0
+
+
+def client_program(name: str) -> Any:
+    """Give a property of a scheduler: the name or path of a program that its `client` runs."""
+
+    def read(scheduler: Any) -> str:
+        path: str = getattr(scheduler.client, name)
+        return path
+
+    def assign(scheduler: Any, path: str) -> None:
+        setattr(scheduler.client, name, path)
+
+    return property(read, assign, doc=f"The name or path of `{name}`. May be assigned.")
 
 
 class Answer(NamedTuple):
