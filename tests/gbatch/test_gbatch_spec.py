@@ -269,8 +269,9 @@ def test_what_batch_does_not_know_is_refused_by_name(config, name):
     ],
 )
 def test_parts_of_a_wrong_type_are_type_errors(config):
-    with pytest.raises(TypeError):
+    with pytest.raises(ConfigError) as refusal:
         make(**config)
+    assert isinstance(refusal.value, TypeError)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .defaults import JobCause, JobErrorStrategy, JobOutcome, JobStatus
 from .errors import (
     ConfigError,
+    ConfigTypeError,
     InvalidJobError,
     JobChangedError,
     SchedulerError,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ConfigError",
+    "ConfigTypeError",
     "InvalidJobError",
     "Job",
     "JobCause",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "ConfigError",
+    "ConfigTypeError",
     "InvalidJobError",
     "JobChangedError",
     "SchedulerError",
@@ -26,6 +27,10 @@ class XquteWarning(UserWarning):
 
 class ConfigError(XquteError, ValueError):
     """A keyword or an option that makes no sense; nothing was started."""
+
+
+class ConfigTypeError(ConfigError, TypeError):
+    """An option of a type that it cannot be."""
 
 
 class InvalidJobError(XquteError, ValueError):

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from xqute.defaults import JOBCMD_WRAPPER_LANG
-from xqute.errors import ConfigError
+from xqute.errors import ConfigError, ConfigTypeError
 
 from .options import Mount, check_labels, sanitize_label
 
@@ -48,8 +48,7 @@ def complete_config(
         user: Whose jobs they are, for a label.
 
     Raises:
-        ConfigError: If something in it cannot be.
-        TypeError: If a part of it is of a type that it cannot be.
+        ConfigError: If something in it cannot be; `ConfigTypeError` if for its type.
     """
     message: dict[str, Any] = copy.deepcopy(dict(config))
     group = _first_group(message)
@@ -174,14 +173,14 @@ def _replace(text: str, script: str) -> str:
 def _mapping(parent: dict[str, Any], key: str, where: str) -> dict[str, Any]:
     value = parent.setdefault(key, {})
     if not isinstance(value, dict):
-        raise TypeError(f"{where} must be a mapping: {value!r}")
+        raise ConfigTypeError(f"{where} must be a mapping: {value!r}")
     return value
 
 
 def _list(parent: dict[str, Any], key: str, where: str) -> list[Any]:
     value = parent.setdefault(key, [])
     if not isinstance(value, list):
-        raise TypeError(f"{where} must be a list: {value!r}")
+        raise ConfigTypeError(f"{where} must be a list: {value!r}")
     return value
 
 
@@ -190,7 +189,7 @@ def _first(parent: dict[str, Any], key: str, where: str) -> dict[str, Any]:
     if not items:
         items.append({})
     if not isinstance(items[0], dict):
-        raise TypeError(f"{where}[0] must be a mapping: {items[0]!r}")
+        raise ConfigTypeError(f"{where}[0] must be a mapping: {items[0]!r}")
     return items[0]
 
 
@@ -253,11 +252,11 @@ def _extra_runnables(
     """Give those that come before the job, and those that come after it, in order."""
     listed: Any = runnables or ()
     if isinstance(listed, str) or not isinstance(listed, Sequence):
-        raise TypeError(f"runnables must be a list of mappings: {runnables!r}")
+        raise ConfigTypeError(f"runnables must be a list of mappings: {runnables!r}")
     ordered = []
     for position, given in enumerate(listed):
         if not isinstance(given, Mapping):
-            raise TypeError(f"runnables[{position}] must be a mapping: {given!r}")
+            raise ConfigTypeError(f"runnables[{position}] must be a mapping: {given!r}")
         runnable = copy.deepcopy(dict(given))
         order = runnable.pop("order", 0)
         if not isinstance(order, int):
@@ -292,7 +291,7 @@ def _add_runnables(
         runnables.append({})
     job = runnables[0]
     if not isinstance(job, dict):
-        raise TypeError(f"taskSpec.runnables[0] must be a mapping: {job!r}")
+        raise ConfigTypeError(f"taskSpec.runnables[0] must be a mapping: {job!r}")
     kind = next(iter(mine))
     if kind in job or not any(key in job for key in _RUNS):
         _complete(job, mine, "taskSpec.runnables[0].")
