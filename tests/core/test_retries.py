@@ -242,6 +242,7 @@ async def test_who_had_succeeded_before_its_node_was_gone_does_not_run_again(
 
     class Late(LocalScheduler):
         name = "late"
+        explains_failures = True
 
         async def submit_job(self, job):
             if job.trial_count:

@@ -73,6 +73,32 @@ async def test_the_end_of_a_job_is_heard_without_waiting_for_a_poll(tmp_path, cl
     assert {job.outcome for job in xq.jobs} == {JobOutcome.SUCCEEDED}
 
 
+class DryScheduler(ClusterScheduler):
+    """Runs nothing: what it submits has ended, which only files tell."""
+
+    name = "dry"
+
+    async def submit_job(self, job):
+        failed = job.index % 3
+        job.rc_file.write_text(str(failed))
+        job.status_file.write_text(str(int(JobStatus.FAILED if failed else JobStatus.FINISHED)))
+        return f"dry-{job.index}"
+
+    async def job_is_running(self, job):
+        return False
+
+
+async def test_what_has_ended_when_it_is_submitted_waits_for_no_poll(tmp_path):
+    xq = Xqute(DryScheduler, workdir=tmp_path, scheduler_opts={"recheck_interval": 1000})
+    xq.scheduler.first_recheck_s = 1000
+    for _ in range(6):
+        await xq.put("never run")
+    await asyncio.wait_for(xq.run_until_complete(), 10)
+    assert [(job.outcome, job.rc) for job in xq.jobs] == [
+        (JobOutcome.FAILED if n % 3 else JobOutcome.SUCCEEDED, n % 3) for n in range(6)
+    ]
+
+
 async def test_hooks_come_in_order(tmp_path, cls, recorder):
     xq = Xqute(cls, workdir=tmp_path, plugins=[recorder], error_strategy="retry", num_retries=1)
     await xq.put("false")

@@ -28,8 +28,8 @@ class Flight:
         timer: What ends it at its timeout.
         is_closed: Whether it is over; whoever still holds it may forget it.
         over: What waits for the end of the attempt, or for a plugin's refusal of its kill.
-        unexplained_until_s: Until when (loop time) its failure is not told, so that the backend can
-            say why; None: it has not failed.
+        unexplained_until_s: Until when (loop time) its doubtful end is not told, so that the
+            backend can say why it came; None: there is none.
         due_s: When (loop time) the backend is to be asked about it; None: it is not planned.
         checks: How often the backend was asked since it was last heard of.
         began_at: When (seconds since the epoch) it started, in an earlier run; None: it did not.

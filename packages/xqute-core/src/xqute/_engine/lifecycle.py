@@ -78,6 +78,8 @@ class End(NamedTuple):
     hopeless: bool = False
     #: Whether it got as far as its start claim.
     began: bool = True
+    #: Whether the backend may know better: why it failed, or what has told it to go.
+    doubtful: bool = False
 
     @property
     def status(self) -> JobStatus:
@@ -111,7 +113,7 @@ class End(NamedTuple):
         if state is not None and state.cause and (not unhurt or state.cause == JobCause.SETUP):
             return cls(_O.FAILED, record.rc, state.cause, state.reason)
         if record.rc == 0 and record.status == _S.FINISHED:
-            return cls(_O.SUCCEEDED, 0)
+            return cls(_O.SUCCEEDED, 0, doubtful=not (unhurt or kill))
         if record.cause in (JobCause.SETUP, JobCause.NOT_STARTED):
             why = "its command was not started, see its stderr"
             return cls(_O.FAILED, record.rc, record.cause, why)
@@ -122,9 +124,10 @@ class End(NamedTuple):
         """Judge an exit code alone."""
         if rc == 0:
             return cls(_O.SUCCEEDED, 0)
+        cause, words = JobCause.EXIT_CODE, f"exit code {rc}"
         if SIGNAL_BASE < rc <= SIGNAL_BASE + _MOST_SIGNAL:
-            return cls(_O.FAILED, rc, JobCause.SIGNAL, f"exit code {rc}{_signal_words(rc)}")
-        return cls(_O.FAILED, rc, JobCause.EXIT_CODE, f"exit code {rc}")
+            cause, words = JobCause.SIGNAL, f"{words}{_signal_words(rc)}"
+        return cls(_O.FAILED, rc, cause, words, doubtful=True)
 
     @classmethod
     def from_state(cls, state: BackendState, *, kill: bool, timeout: bool) -> End:

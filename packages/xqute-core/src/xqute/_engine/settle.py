@@ -83,7 +83,9 @@ def _read_foreign_end(flight: Flight) -> End | None:
         return End(JobOutcome.KILLED, rc, JobCause.REQUESTED, "killed on request")
     if status == "6":
         return End(JobOutcome.SUCCEEDED, max(rc, 0))
-    return End.from_exit_code(rc) if rc > 0 else End(JobOutcome.FAILED, rc, JobCause.EXIT_CODE)
+    if rc > 0:
+        return End.from_exit_code(rc)
+    return End(JobOutcome.FAILED, rc, JobCause.EXIT_CODE, doubtful=True)
 
 
 def _has_begun(flight: Flight) -> bool:

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from functools import partial
 
 from .._protocol import EndRecord, Event, StartClaim
-from ..defaults import JobCause, JobStatus
+from ..defaults import JobStatus
 from ..job import Job
-from ..scheduler import BackendState, Phase
+from ..scheduler import BackendState, Phase, Scheduler
 from ..utils import logger
 from .ending import Ending
 from .flight import Flight
@@ -27,7 +27,7 @@ _POLLING_HOOK_INTERVAL_S = 1.0
 _KILLED_GRACE_S = 0.5
 #: How often a backend says that a job runs before its start is looked for in a cloud.
 _MANY_CHECKS = 3
-#: How long a failure may go untold while the backend is asked why, and until it is asked (again).
+#: How long a doubtful end may go untold while the backend is asked, and until that is (again).
 _EXPLANATION_S, _EXPLANATION_PAUSE_S = 15.0, 0.5
 
 
@@ -85,8 +85,21 @@ class Watching:
         early, flight.early = flight.early, []
         for state in early:
             self.on_report(flight.job, state)
-        if flight.kill_requested and not flight.is_closed:
+        if flight.is_closed:
+            return
+        if flight.kill_requested:
             self._on_kill_due(flight)
+        elif self._may_be_over(flight):
+            self._look(flight, None)
+
+    def _may_be_over(self, flight: Flight) -> bool:
+        """Whether an attempt may have ended in its submission, and have told so in files alone.
+
+        That is how a scheduler makes believe, which runs nothing.
+        """
+        scheduler = self._run.scheduler
+        is_plain = type(scheduler).submit is Scheduler.submit and scheduler.leaves_events
+        return is_plain and not flight.job.is_far
 
     # --- what is heard -------------------------------------------------------------------------
 
@@ -179,10 +192,9 @@ class Watching:
         self._run.files.do(flight.job, partial(judge, flight, state, self._run.scheduler), then)
 
     def _is_to_be_explained(self, flight: Flight, end: End, state: BackendState | None) -> bool:
-        """Whether a failure is not told yet, because the backend may soon say why it failed."""
+        """Whether an end is not told yet, because the backend may soon say why it came."""
         told = state is not None and state.phase is Phase.GONE
-        unknown = end.cause in (JobCause.EXIT_CODE, JobCause.SIGNAL)
-        if told or not unknown or not self._run.scheduler.explains_failures:
+        if told or not end.doubtful or not self._run.scheduler.explains_failures:
             return False
         now_s = self._run.loop.time()
         if flight.unexplained_until_s is None:
