@@ -374,6 +374,7 @@ class Submitting:
         self._run.transition(job, JobStatus.SUBMITTED)
         self._run.call_hook(job, "on_job_submitted")
         self._watching.is_submitted(flight)
+        self._watching.look_for_end(flight)
 
     async def _is_refused(self, flight: Flight, exc: Exception) -> None:
         job = flight.job

@@ -85,21 +85,18 @@ class Watching:
         early, flight.early = flight.early, []
         for state in early:
             self.on_report(flight.job, state)
-        if flight.is_closed:
-            return
-        if flight.kill_requested:
+        if flight.kill_requested and not flight.is_closed:
             self._on_kill_due(flight)
-        elif self._may_be_over(flight):
-            self._look(flight, None)
 
-    def _may_be_over(self, flight: Flight) -> bool:
-        """Whether an attempt may have ended in its submission, and have told so in files alone.
+    def look_for_end(self, flight: Flight) -> None:
+        """Look whether an attempt has ended in its submission, and has told so in files alone.
 
         That is how a scheduler makes believe, which runs nothing.
         """
         scheduler = self._run.scheduler
         is_plain = type(scheduler).submit is Scheduler.submit and scheduler.leaves_events
-        return is_plain and not flight.job.is_far
+        if is_plain and not flight.is_closed and not flight.job.is_far:
+            self._look(flight, None)
 
     # --- what is heard -------------------------------------------------------------------------
 
