@@ -11,7 +11,7 @@ from unittest import mock
 import paramiko
 import pytest
 
-from xqute import JobOutcome, SpecPath, Xqute, plugin
+from xqute import JobOutcome, JobStatus, SpecPath, Xqute, plugin
 from xqute.scheduler import Phase
 from xqute.testing import bash, until
 from xqute_ssh import SshScheduler, staging
@@ -155,6 +155,7 @@ async def test_what_a_killed_job_has_written_is_home(servers, unshared, tmp_path
             script = f"{trap}{SAYS}touch ready.$1; while :; do sleep 0.05; done"
             jobs.append(await xq.feed(bash(script, str(index))))
         await until(lambda: len(list(tmp_path.glob("ready.*"))) == 8, "all have spoken", 60)
+        await until(lambda: all(job.status is JobStatus.RUNNING for job in jobs), "we know it", 60)
         await xq.scheduler.kill_running_jobs(jobs)
     assert {job.outcome for job in jobs} == {JobOutcome.KILLED}
     for index, job in enumerate(jobs):
