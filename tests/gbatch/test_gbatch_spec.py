@@ -100,6 +100,15 @@ def test_a_container_in_the_config_is_completed_likewise():
     assert list(container.commands) == ["-x", SCRIPT]
 
 
+@pytest.mark.parametrize("nothing", [None, []])
+@pytest.mark.parametrize("entrypoint", [{}, {"entrypoint": "/opt/bash"}])
+def test_commands_that_say_nothing_in_the_config_are_as_if_not_there(nothing, entrypoint):
+    runnable = {"container": {"imageUri": "debian", "commands": nothing, **entrypoint}}
+    scheduler = make(taskGroups=[{"taskSpec": {"runnables": [runnable]}}])
+    container = checked(scheduler).task_groups[0].task_spec.runnables[0].container
+    assert list(container.commands) == ["-p", SCRIPT]
+
+
 def test_what_is_said_of_an_entrypoint_stays_in_the_config_as_it_is():
     scheduler = make(image_uri="debian", entrypoint="/bin/sh", commands=["-c"])
     runnable = scheduler.config["taskGroups"][0]["taskSpec"]["runnables"][0]

@@ -303,11 +303,12 @@ def _add_runnables(
 
 def _complete_container(container: dict[str, Any]) -> None:
     """Have the container of the job run its script; by bash, but for an entrypoint of a user's."""
-    words = container.setdefault("commands", ["-p", "{script}"])
+    if not _says_something(container.get("commands")):
+        container["commands"] = ["-p", "{script}"]
     if "entrypoint" not in container:
         container["entrypoint"] = JOBCMD_WRAPPER_LANG
-        if not _has_place(words):
-            container["commands"] = [*words, "{script}"]
+        if not _has_place(container["commands"]):
+            container["commands"] = [*container["commands"], "{script}"]
 
 
 def _add_resources(message: dict[str, Any], spec: dict[str, Any], resources: Resources) -> None:
